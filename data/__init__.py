@@ -1,0 +1,1 @@
+"""Tasks: generators of rows with exact answers, and readers of the user's own files."""

@@ -1,0 +1,71 @@
+"""What the three scene tasks share: drawing the row's scene, and the two ways of answering.
+
+`direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, and then
+answers. The list is what a model has to see anyway, so looking makes relations, counting and comparing easy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmreason.boxes import Boxes, Frame, format_box
+from mmreason.data.base import Split, Task, TaskOptions
+from mmreason.data.scenes import Scene, SceneObject, SceneOptions, draw_scene
+from mmreason.errors import ConfigError
+from mmreason.records import ImageGeometry, Row
+
+
+class SceneTask(Task[SceneOptions]):
+    """Base of the scene tasks; subclasses say which questions they ask."""
+
+    @classmethod
+    def options_model(cls) -> type[TaskOptions]:
+        return SceneOptions
+
+    def scene_row(
+        self, scene: Scene, index: int, split: Split, question: str, target: dict[str, Any], **columns: Any
+    ) -> Row:
+        """Build the row of one question about one scene."""
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return Row(
+            id=f"{self.name}/{split}/{self.seed}/{index}",
+            messages=({"role": "user", "content": content},),
+            images=(scene.image,),
+            target=target,
+            dataset=self.name,
+            columns={"objects": scene.objects, **columns},
+        )
+
+    def draw(self, index: int, split: Split) -> tuple[Scene, Any]:
+        """Draw the scene of one row; returns it with the generator, for the question."""
+        rng = self.generator(index, split)
+        return draw_scene(rng, self.options), rng
+
+
+def write_object(item: SceneObject, geometry: ImageGeometry, frame: Frame) -> str:
+    """`red circle [12, 34, 56, 78]`, the box in the model's frame."""
+    return f"{item.name} {write_box(item.box, geometry, frame)}"
+
+
+def write_box(box: tuple[float, float, float, float], geometry: ImageGeometry, frame: Frame) -> str:
+    """A box given in original pixels, as the model writes it."""
+    import numpy as np
+
+    boxes = Boxes(np.asarray([box], dtype=np.float64), Frame.original_px).to(frame, geometry)
+    return format_box(boxes.xyxy[0])
+
+
+def write_list(objects: tuple[SceneObject, ...], geometry: ImageGeometry, frame: Frame) -> str:
+    """All objects with their boxes, left to right."""
+    return ", ".join(write_object(item, geometry, frame) for item in objects)
+
+
+def think_then_answer(style: str, row: Row, answer: str, geometry: tuple[ImageGeometry, ...], frame: Frame) -> str:
+    """The completion for `direct` (empty thinking) or `look` (the list of objects as thinking)."""
+    if style == "direct":
+        thinking = ""
+    elif style == "look":
+        thinking = write_list(row.columns["objects"], geometry[0], frame)
+    else:
+        raise ConfigError(f"task '{row.dataset}' has no answer style '{style}'")
+    return f"<think>{thinking}</think><answer>{answer}</answer>"

@@ -1,0 +1,1 @@
+"""Configuration: the typed schema, Hydra composition, and the messages that explain a refusal."""

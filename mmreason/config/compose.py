@@ -1,0 +1,408 @@
+"""From command-line words to a checked `RunConfig`: Hydra composition, then the strict typed schema.
+
+What enters: the subcommand and the `key=value` words as typed. What leaves: `Composed`, whose `config` is frozen and
+complete. Everything wrong is reported together in one `ConfigError` (exit code 2), before torch is imported.
+
+Hydra's compose API is used rather than `@hydra.main`: no `outputs/` folder, no change of directory, and a run folder that
+is the same on every process. The schema's defaults enter as Hydra's base config `schema`, so `conf/` states only what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from mmreason.config import explain
+from mmreason.config.overrides import expand_sweep, looks_like_folder, prepare, quote, swept_keys
+from mmreason.config.schema import RewardConfig, RunConfig, TaskConfig
+from mmreason.errors import ConfigError, MMReasonError
+
+CONFIG_MODULE = "mmreason.conf"
+COMMANDS = ("train", "sft", "eval")
+#: Longest run name that is made automatically; file systems stop at 255.
+MAX_NAME_CHARS = 120
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A checked configuration and where it came from."""
+
+    config: RunConfig
+    #: The same as plain dicts, lists and scalars: what `config.yaml` in the run folder holds.
+    plain: dict[str, Any]
+    #: Words as typed.
+    overrides: tuple[str, ...]
+    #: Config group -> chosen file.
+    choices: dict[str, str | None]
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run: `<out>/<name>`."""
+        return Path(self.config.out) / self.config.name
+
+    def yaml(self) -> str:
+        """The resolved configuration as YAML, in schema order."""
+        return to_yaml(self.plain)
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """One point of a sweep: its words, what it varies, and its checked configuration."""
+
+    overrides: tuple[str, ...]
+    varied: tuple[str, ...]
+    composed: Composed
+
+
+def compose(
+    command: str,
+    overrides: Sequence[str] = (),
+    *,
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str | None = None,
+    check_files: bool = False,
+) -> Composed:
+    """Compose and check one configuration.
+
+    Args:
+        command: `train`, `sft` or `eval`.
+        overrides: Hydra overrides, plus the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`.
+        config_dirs: more folders with config groups of the user's own.
+        config_name: primary config file; default: the command's own.
+        check_files: also refuse data files, image roots, checkpoints and model folders that do not exist.
+
+    Raises:
+        ConfigError: with every problem found, one a line.
+    """
+    problems: list[str] = []
+    dirs = _folders(config_dirs, problems)
+    with _hydra():
+        prepared = prepare(overrides, _group_choices(dirs))
+        problems += prepared.problems
+        if any(word.partition("=")[0].lstrip("+") == "command" for word in overrides):
+            problems.append(f"command: fixed by `mmreason {command}`; leave it out")
+        words = [*prepared.words, f"++command={command}"]
+        composed = _compose(config_name or command, words, [*dirs, *prepared.search_path], problems)
+    if composed is None:
+        raise _refusal(command, problems)
+    raw, choices = composed
+    config = _validated(raw, problems)
+    if config is not None and not problems:
+        problems += _disagreements(config)
+        problems += _missing_files(config) if check_files else []
+    if problems or config is None:
+        raise _refusal(command, problems)
+    return Composed(config, plain_dict(config), tuple(overrides), choices)
+
+
+def compose_sweep(
+    command: str,
+    overrides: Sequence[str],
+    *,
+    config_dirs: Sequence[str | Path] = (),
+    config_name: str | None = None,
+    check_files: bool = False,
+) -> list[SweepJob]:
+    """Compose every job of a `-m` sweep, each under a name of its own; nothing starts when one of them is wrong.
+
+    Raises:
+        ConfigError: a word outside Hydra's grammar, or a job that `compose` refuses.
+    """
+    try:
+        grid = expand_sweep(overrides)
+        keys = swept_keys(overrides)
+    except ValueError as error:
+        raise _refusal(command, [str(error)]) from None
+
+    def composed(words: Sequence[str]) -> Composed:
+        return compose(command, words, config_dirs=config_dirs, config_name=config_name, check_files=check_files)
+
+    varied = [tuple(word for word in job if word.partition("=")[0] in keys) for job in grid]
+    jobs = [composed(job) for job in grid]
+    names = distinct_names([job.config.name for job in jobs], varied)
+    sweep = []
+    for words, changes, job, name in zip(grid, varied, jobs, names, strict=True):
+        if name != job.config.name:
+            kept = [word for word in words if word.partition("=")[0].lstrip("+") != "name"]
+            words = [*kept, f"name={quote(name)}"]
+            job = composed(words)
+        sweep.append(SweepJob(tuple(words), changes, job))
+    return sweep
+
+
+def defaults_list(command: str, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[tuple[str, str]]:
+    """The files that make up a configuration, in merge order: (`group/file`, package it fills)."""
+    problems: list[str] = []
+    dirs = _folders(config_dirs, problems)
+    with _hydra() as loader:
+        prepared = prepare(overrides, _group_choices(dirs))
+        problems += prepared.problems
+        if problems:
+            raise _refusal(command, problems)
+        from hydra.types import RunMode
+
+        words = [*prepared.words, *_search_path_words([*dirs, *prepared.search_path])]
+        result = loader.compute_defaults_list(command, words, RunMode.RUN).defaults
+    return [
+        (str(item.config_path), str(item.package or "(top level)"))
+        for item in result
+        if item.config_path and not str(item.config_path).startswith("hydra/")
+    ]
+
+
+def load(path: str | Path) -> RunConfig:
+    """Read a saved `config.yaml` (for resuming, reports and comparisons); raises `ConfigError` if it does not fit."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: not a readable configuration ({str(error).splitlines()[0]})") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: not a configuration: expected a mapping of options at the top level")
+    problems: list[str] = []
+    config = _validated(raw, problems)
+    if config is None or problems:
+        raise ConfigError(f"{path} is not a valid configuration:\n" + _bullets(problems))
+    return config
+
+
+def plain_dict(config: RunConfig) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and scalars, safe for YAML and JSON."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(plain: dict[str, Any]) -> str:
+    """YAML text that `load` and Hydra read back to the same values (Hydra's reader wants `3.0e-5`, not `3e-05`)."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def distinct_names(names: Sequence[str], varied: Sequence[Sequence[str]]) -> list[str]:
+    """Run names of a sweep: unchanged where they differ already, else with what varies, else with the job's number."""
+    result = list(names)
+    if len(set(result)) == len(result):
+        return result
+    result = [_fit(name + "-" + ",".join(_slug(word) for word in words)) for name, words in zip(names, varied, strict=True)]
+    if len(set(result)) == len(result):
+        return result
+    return [_fit(name) + f"-{number}" for number, name in enumerate(result)]
+
+
+def _refusal(command: str, problems: Sequence[str]) -> ConfigError:
+    seen = dict.fromkeys(problems)
+    return ConfigError(
+        f"the configuration is refused:\n{_bullets(list(seen))}\n"
+        f"All options: mmreason {command} --options. What would run: mmreason {command} … --cfg job"
+    )
+
+
+def _bullets(problems: Sequence[str]) -> str:
+    return "\n".join("  - " + line.replace("\n", "\n    ") for line in problems)
+
+
+@contextmanager
+def _hydra() -> Iterator[Any]:
+    """Hydra set up on `mmreason.conf`, with the schema's defaults stored as its base config; yields the config loader."""
+    ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    with initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3"):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _group_choices(config_dirs: Sequence[str]) -> Callable[[str], list[str]]:
+    """A lister of group choices: Hydra's own, plus those in the user's folders."""
+    loader = GlobalHydra.instance().config_loader()
+
+    def choices(group: str) -> list[str]:
+        names = set(loader.get_group_options(group))
+        for place in config_dirs:
+            names |= {file.stem for file in (Path(place) / group).glob("*.yaml")}
+        return sorted(names)
+
+    return choices
+
+
+def _folders(config_dirs: Sequence[str | Path], problems: list[str]) -> list[str]:
+    folders = []
+    for place in config_dirs:
+        folder = Path(place).expanduser().resolve()
+        if folder.is_dir():
+            folders.append(str(folder))
+        else:
+            problems.append(f"--config-dir {place}: no such folder")
+    return folders
+
+
+def _search_path_words(places: Sequence[str]) -> list[str]:
+    return ["hydra.searchpath=[" + ",".join(quote(place) for place in places) + "]"] if places else []
+
+
+def _compose(
+    config_name: str, words: Sequence[str], places: Sequence[str], problems: list[str]
+) -> tuple[dict[str, Any], dict[str, str | None]] | None:
+    """Hydra's composition as a resolved plain dict and the group choices; `None` with a problem added if it fails."""
+    try:
+        tree = hydra_compose(
+            config_name=config_name, overrides=[*words, *_search_path_words(places)], return_hydra_config=True
+        )
+        choices = {str(k): v for k, v in tree.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        # Not the hydra section: its interpolations need a running Hydra application.
+        keys = [str(key) for key in tree if key != "hydra"]
+        missing = [name for key in keys for name in _missing(tree, key)]
+        if missing:
+            problems += [f"{name}: has no default here; give {name}=…" for name in missing]
+            return None
+        plain = {key: _plain(tree, key) for key in keys}
+    except (HydraException, OmegaConfBaseException) as error:
+        problems.append(_hydra_problem(error))
+        return None
+    return plain, choices
+
+
+def _plain(tree: DictConfig, key: str) -> Any:
+    value = tree[key]
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _missing(tree: DictConfig, key: str) -> list[str]:
+    if OmegaConf.is_missing(tree, key):
+        return [key]
+    value = tree[key]
+    return [f"{key}.{name}" for name in sorted(OmegaConf.missing_keys(value))] if OmegaConf.is_config(value) else []
+
+
+def _hydra_problem(error: Exception) -> str:
+    """Hydra's own words, without its advice to use `+` (it would only move the problem) and links."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("See ", "To append", "full_key", "object_type", "Set the env"))]
+    key = getattr(error, "full_key", None)
+    return (f"{key}: " if key else "") + (" ".join(kept) or type(error).__name__)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    """Resolver `${run_name:}`: `<recipe>-<model>-<task or data file>-seed<seed>`, the same on every process."""
+    choices = OmegaConf.select(_root_, "hydra.runtime.choices", default={})
+    command = str(OmegaConf.select(_root_, "command"))
+    model = Path(str(OmegaConf.select(_root_, "model.name") or "model"))
+    if model.name == "final" or model.name.startswith("checkpoint-"):
+        model = Path(f"{model.parent.name}-{model.name}") if model.name != "final" else model.parent
+    data = OmegaConf.select(_root_, "data.path")
+    rows = Path(str(data)).stem if data else str(OmegaConf.select(_root_, "task.name"))
+    debug = choices.get("debug")
+    parts = [
+        "" if command == "train" else command,
+        choices.get("recipe") or "",
+        model.name,
+        rows,
+        f"seed{OmegaConf.select(_root_, 'seed')}",
+        "" if debug in (None, "off") else str(debug),
+    ]
+    return _fit("-".join(_slug(part) for part in parts if part))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=,+-]+", "-", text).strip("-.,=+_") or "x"
+
+
+def _fit(name: str) -> str:
+    if len(name) <= MAX_NAME_CHARS:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME_CHARS - 9]}-{digest}"
+
+
+def _validated(raw: dict[str, Any], problems: list[str]) -> RunConfig | None:
+    """Check against the schema, then the reward and task sections against their plug-ins; problems are added."""
+    config = None
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        problems += [explain.problem(item) for item in error.errors(include_url=False)]
+    problems += _reward_problems(raw.get("reward"))
+    problems += _task_problems(raw.get("task"))
+    return config
+
+
+def _reward_problems(raw: Any) -> list[str]:
+    try:
+        section = RewardConfig.model_validate(raw or {})
+    except ValidationError:
+        return []  # already reported with the rest of the schema
+    bare = [
+        f"reward.{name}={value!r}: a reward takes options, such as reward.{name}.weight=1; reward.{name}=null switches it off"
+        for name, value in (section.model_extra or {}).items()
+        if value is not None and not isinstance(value, dict)
+    ]
+    if bare:
+        return bare
+    from mmreason.scoring import validate_reward_config
+
+    try:
+        validate_reward_config(section)
+    except MMReasonError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _task_problems(raw: Any) -> list[str]:
+    try:
+        section = TaskConfig.model_validate(raw or {})
+    except ValidationError:
+        return []  # already reported with the rest of the schema
+    from mmreason.data.base import validate_task_config
+
+    try:
+        validate_task_config(section)
+    except MMReasonError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _disagreements(config: RunConfig) -> list[str]:
+    """What the chosen command cannot do with this configuration."""
+    problems = []
+    weights = config.reward.weights()
+    if config.command == "train" and not any(weight > 0 for weight in weights.values()):
+        problems.append("reward: no reward has a weight above 0, so there is nothing to learn; set one, such as reward.iou.weight=1")
+    if config.command == "sft" and not config.sft.phases and config.data.path is None:
+        problems.append("sft.phases is empty and data.path is null: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl")
+    return problems
+
+
+def _missing_files(config: RunConfig) -> list[str]:
+    """Files and folders that the run would need and that are not there."""
+    problems = []
+    if config.data.path is not None and not Path(config.data.path).expanduser().is_file():
+        problems.append(f"data.path={config.data.path}: no such file{_nearby(Path(config.data.path))}")
+    if config.data.image_root is not None and not Path(config.data.image_root).expanduser().is_dir():
+        problems.append(f"data.image_root={config.data.image_root}: no such folder")
+    if config.resume not in ("none", "auto") and not Path(config.resume).expanduser().is_dir():
+        problems.append(f"resume={config.resume}: no such checkpoint folder; use resume=auto for the newest of this run")
+    if looks_like_folder(config.model.name) and not Path(config.model.name).expanduser().is_dir():
+        problems.append(f"model.name={config.model.name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
+    if Path(config.out).expanduser().is_file():
+        problems.append(f"out={config.out}: this is a file; give a folder")
+    return problems
+
+
+def _nearby(path: Path) -> str:
+    """` Did you mean 'x'?` for a file of a similar name in the same folder."""
+    folder = path.expanduser().parent
+    if not folder.is_dir():
+        return f" (there is no folder {folder} either)"
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    near = explain.suggest_word(path.name, names)
+    return "." + near if near else ""

@@ -1,0 +1,219 @@
+"""The typed schema of a whole run: every option, its unit, its range and its meaning.
+
+What enters: the plain dict that Hydra composed from `conf/` and the command line. What leaves: a frozen `RunConfig`.
+Unknown keys are refused at every level; options that contradict each other are refused in `RunConfig`.
+No torch here: the whole check runs before anything heavy is imported. Options of a task or a reward belong to
+that plug-in (see `TaskConfig` and `RewardConfig`) and are checked against its own declaration.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full weights (PEFT); `rank: 0` trains full weights."""
+
+    rank: NonNegativeInt = Field(0, description="LoRA rank; 0 = full weights")
+    alpha: PositiveFloat = Field(32.0, description="LoRA scaling numerator")
+    dropout: Share = Field(0.0, description="LoRA dropout probability")
+    targets: Literal["language", "all"] = Field(
+        "language", description="linear layers that get adapters: the language model's, or the vision tower's too"
+    )
+
+
+class ModelConfig(Section):
+    """Which policy, and how it is loaded."""
+
+    name: str = Field("tiny", min_length=1, description="'tiny' (embedded), a local folder, or a hub id")
+    revision: str | None = Field(None, description="hub revision to pin; written to the run record")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="weights; auto = bfloat16 on a GPU, float32 on a CPU"
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention kernels; auto = flash_attention_2 where installed with a GPU, else sdpa"
+    )
+    min_pixels: PositiveInt = Field(3136, description="images below this area (px²) are enlarged")
+    max_pixels: PositiveInt = Field(1003520, description="images above this area (px²) are reduced")
+    freeze_vision: bool = Field(False, description="keep the vision tower's weights fixed")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
+    instruction: str = Field(
+        "",
+        description="text put after every question; '{box_hint}' becomes how this model family writes boxes",
+    )
+    lora: LoraConfig = Field(default_factory=LoraConfig)
+
+    @model_validator(mode="after")
+    def _pixels_in_order(self) -> ModelConfig:
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"model.min_pixels={self.min_pixels} is above model.max_pixels={self.max_pixels}")
+        return self
+
+
+class TaskConfig(BaseModel):
+    """Where the rows come from. Keys beyond these belong to the task named in `name` and are checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field("grounding", min_length=1, description="registered task; see `mmreason data list`")
+
+
+class DataConfig(Section):
+    """The user's own rows instead of a generated task."""
+
+    path: str | None = Field(None, description="JSONL file; null = use the task")
+    image_root: str | None = Field(None, description="folder that image paths are relative to; default: the file's folder")
+    on_bad_row: Literal["skip", "raise"] = Field("raise", description="what a bad row does")
+    eval_share: Share = Field(0.2, description="share of the rows held out for evaluation")
+    max_image_pixels: PositiveInt = Field(40_000_000, description="images with more pixels are refused before decoding")
+    max_image_bytes: PositiveInt = Field(50_000_000, description="image files larger than this are refused")
+
+
+class RewardConfig(BaseModel):
+    """Rewards by name, each with a weight and its own options: `reward.iou.weight=1 reward.iou.threshold=0.5`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    files: tuple[str, ...] = Field((), description="Python files that register rewards of your own")
+    max_failure_share: Share = Field(
+        0.2, description="the run stops when a larger share of one step's reward calls fails"
+    )
+    zero_alarm_steps: PositiveInt = Field(5, description="alarm when a reward's mean stays at 0 for this many steps")
+
+    def weights(self) -> dict[str, float]:
+        """Name -> weight of the active rewards (weight 0 = computed and logged, not trained on)."""
+        return {name: float(options.get("weight", 1.0)) for name, options in self.active().items()}
+
+    def active(self) -> dict[str, dict[str, Any]]:
+        """Name -> options of every reward in the config (`null` switches one off)."""
+        return {name: dict(options) for name, options in (self.model_extra or {}).items() if options is not None}
+
+
+class ObjectiveConfig(Section):
+    """The loss. Names and meanings are TRL's."""
+
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = Field(
+        "dapo", description="how token losses are averaged and clipped"
+    )
+    beta: NonNegativeFloat = Field(0.0, description="weight of the KL term to the reference model; 0 = no reference")
+    epsilon: PositiveFloat = Field(0.2, description="lower clip range of the ratio")
+    epsilon_high: PositiveFloat | None = Field(None, description="upper clip range; null = epsilon")
+    delta: PositiveFloat | None = Field(None, description="two-sided clip of the ratio; null = off")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        "group", description="what advantages are divided by: the group's std, the batch's std, nothing"
+    )
+    importance_sampling: Literal["token", "sequence"] = Field("token", description="level of the ratio (sequence = GSPO)")
+    num_iterations: PositiveInt = Field(1, description="optimisation passes over each batch of rollouts (GRPO's mu)")
+    mask_truncated: bool = Field(False, description="leave completions cut at the length limit out of the loss")
+    top_entropy_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="train only on this share of tokens, the highest-entropy ones"
+    )
+
+
+class RolloutConfig(Section):
+    """Sampling."""
+
+    prompts_per_step: PositiveInt = Field(16, description="prompts per optimizer step, over all processes")
+    group_size: Annotated[int, Field(ge=2)] = Field(8, description="completions per prompt (GRPO's G)")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature, used in the log-probs too")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="nucleus; 1 = off")
+    top_k: NonNegativeInt = Field(0, description="0 = off")
+    max_new_tokens: PositiveInt = Field(512, description="completion limit in tokens")
+
+
+class TrainerConfig(Section):
+    """The optimisation loop. A step is one optimizer step."""
+
+    steps: PositiveInt = Field(100, description="optimizer steps")
+    learning_rate: PositiveFloat = Field(1e-6)
+    lr_schedule: Literal["constant", "linear", "cosine", "constant_with_warmup"] = Field("constant")
+    warmup_steps: NonNegativeInt = Field(0)
+    weight_decay: NonNegativeFloat = Field(0.0)
+    max_grad_norm: PositiveFloat = Field(1.0)
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="completions per forward/backward on one process; null = the whole step at once"
+    )
+    save_every_steps: NonNegativeInt = Field(0, description="checkpoint interval; 0 = only at the end")
+    keep_checkpoints: PositiveInt = Field(2, description="older checkpoints are removed")
+    eval_every_steps: NonNegativeInt = Field(0, description="held-out evaluation interval; 0 = before and after only")
+    eval_rows: NonNegativeInt = Field(256, description="held-out rows, greedy; 0 = no evaluation")
+    eval_batch_size: PositiveInt = Field(64, description="rows decoded at once during evaluation")
+    loader_workers: NonNegativeInt = Field(0, description="processes that prepare supervised rows ahead of time")
+    num_threads: NonNegativeInt = Field(0, description="CPU threads for torch; 0 = torch's default")
+    report_to: tuple[str, ...] = Field((), description="extra trackers known to transformers: tensorboard, wandb, ...")
+    save_rollouts: bool = Field(True, description="write rollouts.jsonl and its pictures")
+
+
+class SftPhase(Section):
+    """One phase of supervised training: a mixture of tasks and answer styles for a number of steps."""
+
+    steps: PositiveInt
+    #: `task/style` -> weight, e.g. `{"grounding/direct": 2, "grounding/look": 1}`; styles are the task's.
+    mixture: dict[str, PositiveFloat] = Field(min_length=1)
+
+
+class SftConfig(Section):
+    """Supervised cold start."""
+
+    phases: tuple[SftPhase, ...] = Field((), description="for generated tasks; empty = `data.path` rows for trainer.steps")
+    batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
+
+
+class RunConfig(Section):
+    """The whole run."""
+
+    command: Literal["train", "sft", "eval"] = "train"
+    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")] = Field(
+        "run", description="name of the run folder"
+    )
+    out: str = Field("runs", description="folder of run folders")
+    seed: NonNegativeInt = Field(0, description="seed of rows, sampling and weights made from scratch")
+    resume: str = Field("none", description="none | auto (newest complete checkpoint of this run) | a checkpoint folder")
+    source: str = Field("", description="paper or page that the recipe follows")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Completions per optimizer step, over all processes."""
+        return self.rollout.prompts_per_step * self.rollout.group_size
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> RunConfig:
+        micro = self.trainer.micro_batch_size
+        if micro is not None and self.rows_per_step % micro != 0:
+            raise ValueError(
+                f"trainer.micro_batch_size={micro} does not divide the step's "
+                f"rollout.prompts_per_step × rollout.group_size = {self.rows_per_step} completions"
+            )
+        every = self.trainer.save_every_steps
+        if every % self.objective.num_iterations != 0:
+            raise ValueError(
+                f"trainer.save_every_steps={every} must be a multiple of objective.num_iterations="
+                f"{self.objective.num_iterations}: a checkpoint inside a generation cycle cannot be resumed exactly"
+            )
+        if self.trainer.warmup_steps > self.trainer.steps:
+            raise ValueError(f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds trainer.steps={self.trainer.steps}")
+        if self.objective.epsilon_high is not None and self.objective.epsilon_high < self.objective.epsilon:
+            raise ValueError("objective.epsilon_high is below objective.epsilon")
+        return self

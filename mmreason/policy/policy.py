@@ -1,0 +1,335 @@
+"""The policy: one vision-language model with its processor and the facts of its family.
+
+What enters: a `ModelConfig` (embedded tiny model, local folder or hub id) and rows. What leaves: prompts whose images were
+resized exactly once, sampled token ids, and `Rollout` records. Training code asks the policy for everything that differs
+between families; nothing else looks at model types.
+
+Legend of shapes: B rows, T tokens of the padded prompt, C new tokens.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from mmreason.config.schema import LoraConfig, ModelConfig
+from mmreason.errors import DataError, ModelError
+from mmreason.images import ImageLoader
+from mmreason.policy.families import Family, family_of
+from mmreason.policy.tiny import TINY_VLM_DIR
+from mmreason.records import ImageGeometry, Message, Rollout, Row
+from mmreason.text import extract_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A row ready for the model: chat messages, and images at the size the model sees."""
+
+    row: Row
+    messages: list[Message]
+    images: list[Image.Image]
+    geometry: tuple[ImageGeometry, ...]
+
+
+class Policy:
+    """One VLM, its processor, its family.
+
+    Attributes:
+        model: the transformers model, or a PEFT model around it when LoRA is on.
+        processor: the family's processor; its pixel budget is the config's.
+        family: box frame, patch grid and vision tokens.
+        config: what it was loaded from.
+    """
+
+    def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:
+        self.model = model
+        self.processor = processor
+        self.config = config
+        self.family: Family = family_of(model.config.model_type)
+        self.tokenizer: Any = processor.tokenizer
+        self.tokenizer.padding_side = "left"
+        size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+        processor.image_processor.size = type(processor.image_processor.size)(**size)
+        self._check_grid()
+
+    # ------------------------------------------------------------------ loading
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: str | torch.device | None = None) -> Policy:
+        """Load the tiny model (`name="tiny"`), a local folder, or a hub id.
+
+        Raises:
+            ModelError: the name cannot be found or reached, or is not a known family; says what to do.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        source = resolve_source(config.name)
+        dtype = resolve_dtype(config.dtype, device)
+        try:
+            processor = AutoProcessor.from_pretrained(source, revision=config.revision, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source,
+                revision=config.revision,
+                dtype=dtype,
+                attn_implementation=resolve_attention(config.attention, device),
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(_loading_failed(config, error)) from error
+        return cls.wrap(model.to(device), processor, config)
+
+    @classmethod
+    def wrap(cls, model: PreTrainedModel, processor: ProcessorMixin, config: ModelConfig) -> Policy:
+        """Make a policy of a model in memory: applies the frozen tower, LoRA and checkpointing of `config`."""
+        if config.freeze_vision:
+            for parameter in model.model.visual.parameters():
+                parameter.requires_grad_(False)
+        wrapped: Any = model
+        if config.lora.rank > 0:
+            wrapped = add_lora(model, config.lora)
+        return cls(wrapped, processor, config)
+
+    def _check_grid(self) -> None:
+        """The processor must cut images on the grid that `families` promises; otherwise every box would be off."""
+        images = self.processor.image_processor
+        if (images.patch_size, images.merge_size) != (self.family.patch_size, self.family.merge_size):
+            raise ModelError(
+                f"{self.config.name}: the image processor has patch size {images.patch_size} and merge size {images.merge_size}, "
+                f"but family {self.family.model_type} has {self.family.patch_size} and {self.family.merge_size}. "
+                "Load the processor that belongs to the model."
+            )
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def banned_token_ids(self) -> list[int]:
+        """Ids that may never be sampled: a sampled placeholder would claim an image that is not there."""
+        ids = [self.tokenizer.convert_tokens_to_ids(token) for token in self.family.vision_tokens]
+        return sorted({i for i in ids if i is not None and i != self.tokenizer.unk_token_id})
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end a completion."""
+        eos = self.model.generation_config.eos_token_id
+        ids = [eos] if isinstance(eos, int) else list(eos or [])
+        return sorted({*ids, self.tokenizer.eos_token_id})
+
+    # ------------------------------------------------------------------ images and prompts
+
+    def geometry_of(self, size: tuple[int, int]) -> ImageGeometry:
+        """How an image of `size` (width, height) will be seen; the same rule as the family's processor."""
+        width, height = size
+        new_height, new_width = smart_resize(
+            height,
+            width,
+            factor=self.family.grid_px,
+            min_pixels=self.config.min_pixels,
+            max_pixels=self.config.max_pixels,
+        )
+        return ImageGeometry(size, (new_width, new_height), self.family.patch_size, self.family.merge_size)
+
+    def prepare_image(self, image: Image.Image) -> tuple[Image.Image, ImageGeometry]:
+        """Resize once to the patch grid; the processor then finds nothing left to resize."""
+        geometry = self.geometry_of(image.size)
+        if geometry.model_size != image.size:
+            image = image.resize(geometry.model_size, Image.Resampling.BICUBIC)
+        return image, geometry
+
+    def prompt(self, row: Row) -> list[Message]:
+        """The row's messages with the model's instruction after the last user text."""
+        messages = [dict(message) for message in row.messages]
+        if not self.config.instruction:
+            return messages
+        instruction = self.config.instruction.replace("{box_hint}", self.family.box_hint() if "boxes" in row.target else "")
+        last = messages[-1]
+        if isinstance(last["content"], str):
+            last["content"] = last["content"] + instruction.rstrip()
+        else:
+            last["content"] = [*last["content"], {"type": "text", "text": instruction.rstrip()}]
+        return messages
+
+    def prepare(self, row: Row, loader: ImageLoader | None = None) -> Prepared:
+        """Open and resize a row's images and build its prompt; raises `ImageError` for an image that cannot be read."""
+        pictures = self.open_images(row, loader)
+        pairs = [self.prepare_image(picture) for picture in pictures]
+        return Prepared(row, self.prompt(row), [image for image, _ in pairs], tuple(geometry for _, geometry in pairs))
+
+    def open_images(self, row: Row, loader: ImageLoader | None = None) -> list[Image.Image]:
+        """The row's pictures; paths are opened by `loader` and by nothing else."""
+        pictures = []
+        for image in row.images:
+            if isinstance(image, Image.Image):
+                pictures.append(image)
+            elif loader is None:
+                raise DataError(f"row {row.id}: image '{image}' is a path, and no image loader was given to open it")
+            else:
+                pictures.append(loader.open(image))
+        return pictures
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Chat text that ends where the model begins to write."""
+        text: str = self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return text
+
+    def batch(self, prepared: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+        """Left-padded model inputs of several prompts: ids and mask `[B, T]`, pixels, grids."""
+        images = [item.images for item in prepared]
+        inputs = self.processor(
+            text=[self.render(item.messages) for item in prepared],
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        self._check_placeholders(prepared, inputs)
+        return {name: value.to(self.device) for name, value in inputs.items()}
+
+    def _check_placeholders(self, prepared: Sequence[Prepared], inputs: Any) -> None:
+        """Placeholder tokens must equal image tokens, row by row; a mismatch names its row."""
+        image_id = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        counts = (inputs["input_ids"] == image_id).sum(dim=1).tolist()
+        for item, count in zip(prepared, counts, strict=True):
+            expected = sum(geometry.num_tokens for geometry in item.geometry)
+            if count != expected:
+                raise DataError(
+                    f"row {item.row.id}: the prompt has {count} image tokens but its {len(item.images)} image(s) need {expected}. "
+                    "Check that the messages hold one image part per image."
+                )
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def generate(
+        self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float = 0.0
+    ) -> list[list[int]]:
+        """Sample one completion a prompt; `temperature=0` is greedy and draws no random number.
+
+        Returns:
+            Token ids as sampled, the end-of-turn token included and nothing after it.
+        """
+        inputs = self.batch(prepared)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.stop_token_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=self.banned_token_ids,
+            **sampling,
+        )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            output = self.model.generate(**inputs, generation_config=config)
+        finally:
+            self.model.train(was_training)
+        new = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self.trim(ids) for ids in new]
+
+    def trim(self, ids: Sequence[int]) -> list[int]:
+        """Cut after the first end-of-turn token."""
+        stops = set(self.stop_token_ids)
+        for position, token in enumerate(ids):
+            if token in stops:
+                return list(ids[: position + 1])
+        return list(ids)
+
+    def rollout(
+        self, row: Row, group: int, token_ids: Sequence[int], geometry: tuple[ImageGeometry, ...], step: int = 0
+    ) -> Rollout:
+        """Make the record of one completion."""
+        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        stopped = bool(token_ids) and token_ids[-1] in self.stop_token_ids
+        return Rollout(
+            row=row,
+            group=group,
+            token_ids=tuple(token_ids),
+            text=text,
+            answer=extract_answer(text),
+            num_tokens=len(token_ids),
+            stop_reason="stop" if stopped else "length",
+            geometry=geometry,
+            box_frame=self.family.box_frame.value,
+            step=step,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that plain transformers loads; LoRA adapters are merged into the weights written."""
+        model = self.model
+        if self.config.lora.rank > 0:
+            import copy
+
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+def resolve_source(name: str) -> str:
+    """The folder of the embedded model for `tiny`; any other name unchanged."""
+    if name != "tiny":
+        return name
+    if not (TINY_VLM_DIR / "config.json").is_file():
+        raise ModelError(
+            f"the embedded tiny model is missing from {TINY_VLM_DIR}. Reinstall mmreason, or train it: mmreason sft recipe=tiny_vlm"
+        )
+    return str(TINY_VLM_DIR)
+
+
+def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if choice == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
+
+
+def resolve_attention(choice: str, device: torch.device) -> str:
+    """`auto` is flash attention where the GPU and the package are there, else SDPA; a forced choice is checked."""
+    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if choice == "flash_attention_2" and not flash:
+        raise ModelError(
+            "model.attention=flash_attention_2 needs a CUDA GPU and the flash-attn package (pip install 'mmreason[flash]'); "
+            "use model.attention=auto"
+        )
+    if choice == "auto":
+        return "flash_attention_2" if flash else "sdpa"
+    return choice
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
+    """Put LoRA adapters (arXiv 2106.09685) on the linear layers of the language model, or of the tower too."""
+    import peft
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    targets = [name for name in linear if "lm_head" not in name and (config.targets == "all" or ".visual." not in f".{name}")]
+    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+    return peft.get_peft_model(model, settings)
+
+
+def _loading_failed(config: ModelConfig, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(config.name).is_dir():
+        return f"model folder '{config.name}' cannot be loaded: {first}"
+    looks_like_path = config.name.startswith((".", "/", "~")) or config.name.count("/") > 1
+    if looks_like_path:
+        return f"model folder '{config.name}' does not exist. Give a folder with config.json and *.safetensors, or a hub id."
+    return (
+        f"model '{config.name}' is not a local folder and could not be fetched from the hub ({first[:160]}). "
+        "Check the name and the network; offline, download it elsewhere and pass the folder: model=/path/to/folder; "
+        "or use model=tiny, which needs no download."
+    )

@@ -1,0 +1,189 @@
+"""Tiny vision-language models built in code: tokenizer, processor and random weights of real architectures.
+
+What enters: a family name and sizes. What leaves: a transformers processor and model that behave like the
+big ones (same classes, same chat tokens, same image grid), small enough for a laptop and for tests, with no
+download. `mmreason sft recipe=tiny_vlm` trains the embedded checkpoint from here.
+
+The tokenizer is a byte-level BPE over the procedural tasks' words, so any text can be written, with one token
+for each whole number up to 255: a box is nine tokens, and one coordinate is one decision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmreason.policy.families import Family, family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+#: The checkpoint that ships with the package.
+TINY_VLM_DIR = Path(__file__).with_name("tiny_vlm")
+
+MAX_NUMBER_TOKEN = 255
+TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+#: Text from which the byte-level merges are learned: the procedural tasks' own wording.
+LEXICON = (
+    "red green blue yellow purple orange cyan gray black white brown pink "
+    "circle square triangle star diamond cross ring heart circles squares triangles stars diamonds crosses "
+    "small medium large smallest largest smaller larger bigger biggest "
+    "left right above below leftmost rightmost topmost bottommost top bottom middle center nearest farthest "
+    "object objects shape shapes image picture color colour size "
+    "a an the is are there of to in at on with that not than more most no yes none and or one two three four five six "
+    "Find find Where where What what How how many Which which List list Describe describe Is Are Does does every each all "
+    "user assistant system answer think box "
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
+    """Build the tiny tokenizer: byte-level BPE, whole numbers 0..255, chat, tag and vision tokens."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2TokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        min_frequency=1,
+        special_tokens=[*CONTROL_TOKENS, *family.vision_tokens],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    words_alone = LEXICON.split()
+    marks = [" [", "], ", ", ", ". ", "? ", ": ", "; "]
+    corpus = [*words_alone, *(f" {word}" for word in words_alone), *(marks * 4)]
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAG_TOKENS])
+    tokenizer.add_tokens([AddedToken(str(number), normalized=False) for number in range(MAX_NUMBER_TOKEN + 1)])
+    return Qwen2TokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=None,
+        bos_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", *family.vision_tokens],
+        padding_side="left",
+    )
+
+
+def build_processor(model_type: str = "qwen2_5_vl", min_pixels: int = 3136, max_pixels: int = 50176) -> ProcessorMixin:
+    """Build the family's own processor class around the tiny tokenizer."""
+    import transformers
+
+    family = family_of(model_type)
+    size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+    image_processor = transformers.Qwen2VLImageProcessor(
+        size=size, patch_size=family.patch_size, merge_size=family.merge_size
+    )
+    if model_type == "qwen3_vl":
+        video_processor: Any = transformers.Qwen3VLVideoProcessor(patch_size=16, merge_size=2)
+        processor_class: Any = transformers.Qwen3VLProcessor
+    else:
+        video_processor = transformers.Qwen2VLVideoProcessor(patch_size=14, merge_size=2)
+        processor_class = {
+            "qwen2_vl": transformers.Qwen2VLProcessor,
+            "qwen2_5_vl": transformers.Qwen2_5_VLProcessor,
+        }[model_type]
+    return processor_class(
+        image_processor=image_processor,
+        tokenizer=build_tokenizer(family),
+        video_processor=video_processor,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def build_model(
+    model_type: str = "qwen2_5_vl",
+    *,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    vision_hidden_size: int = 96,
+    vision_layers: int = 4,
+    seed: int = 0,
+    processor: ProcessorMixin | None = None,
+) -> PreTrainedModel:
+    """Build a randomly initialised model of a real architecture (float32, sdpa attention).
+
+    Heads have 32 dimensions in the language model and `vision_hidden_size / 4` in the tower.
+    """
+    import torch
+    import transformers
+
+    family = family_of(model_type)
+    tokenizer = (processor or build_processor(model_type)).tokenizer  # type: ignore[attr-defined]
+    token_id = tokenizer.convert_tokens_to_ids
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": 3 * hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": hidden_size // 32,
+        "num_key_value_heads": hidden_size // 32,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.04,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    vision: dict[str, Any] = {
+        "depth": vision_layers,
+        "num_heads": 4,
+        "patch_size": family.patch_size,
+        "spatial_merge_size": family.merge_size,
+        "initializer_range": 0.04,
+    }
+    if model_type == "qwen2_vl":
+        vision |= {"embed_dim": vision_hidden_size, "hidden_size": hidden_size, "mlp_ratio": 2}
+    else:
+        vision |= {
+            "hidden_size": vision_hidden_size,
+            "intermediate_size": 2 * vision_hidden_size,
+            "out_hidden_size": hidden_size,
+        }
+    if model_type == "qwen2_5_vl":
+        # Every block attends over the whole picture: tiny pictures fit in one window anyway.
+        vision |= {"window_size": 112, "fullatt_block_indexes": list(range(vision_layers))}
+    if model_type == "qwen3_vl":
+        text |= {"head_dim": 32}
+        vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, min(1, vision_layers - 1)]}
+        text["rope_parameters"] = text["rope_parameters"] | {"mrope_interleaved": True}
+    config_class = {
+        "qwen2_vl": transformers.Qwen2VLConfig,
+        "qwen2_5_vl": transformers.Qwen2_5_VLConfig,
+        "qwen3_vl": transformers.Qwen3VLConfig,
+    }[model_type]
+    config = config_class(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model

@@ -1,0 +1,98 @@
+"""The records that flow through a training step, and nothing else: no torch, no model, no I/O.
+
+    Row       one question: messages, images, target            made by tasks and data readers
+    Rollout   one sampled completion of a row                   made by the rollout engine
+    ImageGeometry   how one image is seen by the model          made by the policy, read by rewards and plots
+
+Sizes are `(width, height)` in pixels everywhere, as in Pillow. Boxes are `[x1, y1, x2, y2]`; boxes inside a
+`target` are in original pixels (`mmreason.boxes` has the typed form and every other frame).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+#: A chat message in the form of transformers' chat templates: `{"role": str, "content": str | list[part]}`,
+#: a part being `{"type": "text", "text": str}` or `{"type": "image"}` (images are taken in order of `Row.images`).
+Message = dict[str, Any]
+
+#: A picture in memory, or the path of one; a path has already been checked against the allowed image root.
+ImageSource = Image.Image | str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGeometry:
+    """How the model sees one image. The image is resized once, to `model_size`; nothing resizes it again.
+
+    Attributes:
+        original_size: `(width, height)` of the picture as the user gave it, in pixels (EXIF orientation applied).
+        model_size: `(width, height)` after the one resize; multiples of `patch_size * merge_size`.
+        patch_size: side of a vision patch in pixels.
+        merge_size: patches per side that are merged into one language-model token.
+    """
+
+    original_size: tuple[int, int]
+    model_size: tuple[int, int]
+    patch_size: int
+    merge_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of language-model tokens (image placeholders) that the image costs."""
+        side = self.patch_size * self.merge_size
+        return (self.model_size[0] // side) * (self.model_size[1] // side)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question with its images and its exact answer.
+
+    Attributes:
+        id: unique and stable, e.g. `grounding/17/4021` (task / seed / index) or `file.jsonl:12`.
+        messages: the prompt as chat messages; image parts refer to `images` in order.
+        images: pictures in memory or checked paths.
+        target: what rewards compare with: `{"boxes": [[x1, y1, x2, y2], ...], "labels": [...]}` in original
+            pixels for grounding, `{"answer": str}` for questions, `{"caption": str, ...}` for captions.
+        dataset: name of the task or file, shown in metrics and reports.
+        columns: anything else that a reward or a report may want.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    images: tuple[ImageSource, ...]
+    target: Mapping[str, Any]
+    dataset: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled completion, with everything a reward may read.
+
+    Attributes:
+        row: the question it answers.
+        group: index of its group; the completions of one prompt share it.
+        token_ids: the sampled ids exactly as sampled, end-of-turn token included.
+        text: what the model wrote (all of it, special tokens removed).
+        answer: content of the last complete `<answer>` block outside the thinking; `None` if there is none.
+        num_tokens: number of sampled tokens.
+        stop_reason: `"stop"` (end-of-turn sampled) or `"length"` (cut at the limit).
+        geometry: one entry per image of the row.
+        box_frame: the frame in which this model family writes boxes (a `mmreason.boxes.Frame` value).
+        step: optimizer step at which it was sampled.
+    """
+
+    row: Row
+    group: int
+    token_ids: tuple[int, ...]
+    text: str
+    answer: str | None
+    num_tokens: int
+    stop_reason: str
+    geometry: tuple[ImageGeometry, ...]
+    box_frame: str
+    step: int = 0

@@ -1,0 +1,234 @@
+"""Builds `report.html`: one file without any network access, opened from disk.
+
+What enters: a run folder, finished, running or damaged in parts. What leaves: the page. Everything that a model
+or a data file wrote reaches the page as escaped JSON and is put there as text nodes; a Content-Security-Policy
+allows nothing but this page's own script and style (by hash) and `data:` pictures.
+
+The page's script is one file per concern (`SCRIPTS`), joined here; each adds one property to `window.mmreason`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from mmreason.errors import DataError
+from mmreason.report.collect import collect_groups, collect_series, number, shorten
+from mmreason.report.pictures import inline_pictures
+from mmreason.run_records import RunFolder, read_metrics, write_atomically
+
+SCRIPTS = ("dom.js", "charts.js", "overlay.js", "text.js", "filters.js", "rollouts.js", "main.js")
+#: Bound on the sum of all inlined pictures.
+PICTURE_BUDGET_BYTES = 24_000_000
+
+#: Keys of `summary.json` that have a place of their own and are not repeated among the facts.
+_SCORES = ("before", "after", "difference")
+_FACT_LABELS = {
+    "seconds": "time",
+    "peak_memory_mb": "peak memory",
+    "rows_skipped": "rows skipped",
+    "rewards_failed": "reward calls failed",
+    "run_dir": "run folder",
+}
+
+Json = dict[str, Any]
+
+
+def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | Path | None = None) -> Path:
+    """Write `RUN/report.html` and return its path.
+
+    Args:
+        run_dir: the run folder. Missing pieces (no summary, no metrics, no rollouts) are said on the page.
+        max_groups: groups of rollouts on the page, spread evenly over the run.
+        image_root: folder that pictures may be read from besides the run folder; default: the
+            one in `config.yaml`.
+
+    Raises:
+        DataError: no such folder, or `max_groups` is below 1. A damaged file is reported on the page.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.path.is_dir():
+        raise DataError(
+            f"{folder.path}: no such run folder. `mmreason report RUN` takes the folder that a run wrote."
+        )
+    if max_groups < 1:
+        raise DataError(f"max_groups={max_groups}: a report shows at least one group.")
+    notes: list[str] = []
+    config = _read(folder.read_config, notes) or {}
+    summary = _read(folder.read_summary, notes) or {}
+    series = (
+        _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
+    )
+    groups = (
+        _read(lambda: collect_groups(folder.rollouts, max_groups), notes) if folder.rollouts.is_file() else {}
+    )
+    data: Json = {"series": series or {}, "groups": [], **(groups or {})}
+    roots = [folder.path, *_image_roots(config, image_root)]
+    pictures = inline_pictures(
+        (image["path"] for group in data["groups"] for image in group["images"]),
+        folder.path,
+        roots,
+        PICTURE_BUDGET_BYTES,
+    )
+    data["pictures"] = {
+        path: {"uri": found.uri, "missing": found.missing} for path, found in pictures.items()
+    }
+    header = describe_header(folder.path, config, summary)
+    if not summary:
+        notes.append("No summary.json yet: the scores before and after appear when the run has finished.")
+    write_atomically(folder.report, render(header, data, notes).encode("utf-8", "replace"))
+    return folder.report
+
+
+def render(header: Mapping[str, Any], data: Mapping[str, Any], notes: Sequence[str]) -> str:
+    """The page as text.
+
+    Args:
+        header: from `describe_header`.
+        data: `series`, `groups`, `pictures` and counts, as the scripts expect them.
+        notes: remarks about missing or damaged pieces.
+    """
+    files = resources.files("mmreason.report")
+    style = files.joinpath("page.css").read_text(encoding="utf-8")
+    script = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        header=header,
+        notes=notes,
+        style=style,
+        script=script,
+        data=embed_json(data),
+        policy=(
+            "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+            f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+        ),
+    )
+
+
+def embed_json(value: object) -> str:
+    """JSON that is safe inside a `<script>` element: ASCII only, without `<`, `>` and `&`."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def describe_header(run_dir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> Json:
+    """Name, facts and scores at the top of the page, as far as configuration and summary exist."""
+    data_path = _option(config, "data", "path")
+    rewards = config.get("reward")
+    weights = {
+        str(name): number(options.get("weight", 1.0)) if isinstance(options, Mapping) else None
+        for name, options in (rewards.items() if isinstance(rewards, Mapping) else ())
+        if isinstance(options, Mapping)
+    }
+    facts = {
+        "model": _option(config, "model", "name"),
+        "data" if data_path else "task": data_path or _option(config, "task", "name"),
+        "rewards": " + ".join(
+            name if weight == 1 else f"{'?' if weight is None else f'{weight:g}'} × {name}"
+            for name, weight in weights.items()
+        ),
+        "steps": _option(config, "trainer", "steps"),
+        "batch": _batch(config),
+        "seed": config.get("seed"),
+        "source": config.get("source"),
+    }
+    for key, value in summary.items():
+        if key not in _SCORES:
+            facts[_FACT_LABELS.get(key, key.replace("_", " "))] = _fact(key, value)
+    name = config.get("name") or run_dir.resolve().name
+    return {
+        "name": shorten(str(name), 120),
+        "facts": {
+            key: shorten(str(value), 300) for key, value in facts.items() if value not in (None, "", {})
+        },
+        "scores": score_rows(summary),
+    }
+
+
+def score_rows(summary: Mapping[str, Any]) -> list[Json]:
+    """Rows of the table of held-out scores: name, `before`, `after` and `difference`.
+
+    Each of the three is `None` or `{"mean", "low", "high", "n"}`, any of which but `mean` may be `None`;
+    `clear` says whether the difference's interval stays clear of zero (`"up"`, `"down"` or `""`).
+    """
+    sections = {key: summary.get(key) for key in _SCORES}
+    tables = {key: value if isinstance(value, Mapping) else {} for key, value in sections.items()}
+    rows = []
+    for name in dict.fromkeys(name for table in tables.values() for name in table):
+        cells = {key: _interval(table.get(name)) for key, table in tables.items()}
+        if not any(cells.values()):
+            continue
+        row: Json = {"name": shorten(str(name), 60), **cells, "clear": ""}
+        difference = cells["difference"]
+        if difference and difference["low"] is not None and difference["high"] is not None:
+            row["clear"] = "up" if difference["low"] > 0 else "down" if difference["high"] < 0 else ""
+        elif difference is None and cells["before"] and cells["after"]:
+            change = cells["after"]["mean"] - cells["before"]["mean"]
+            row["difference"] = {"mean": change, "low": None, "high": None, "n": None}
+        rows.append(row)
+    return rows
+
+
+def _read(reader: Any, notes: list[str]) -> Any:
+    """Run a reader; a damaged file becomes a note on the page instead of the end of the report."""
+    try:
+        return reader()
+    except DataError as error:
+        notes.append(str(error))
+        return None
+
+
+def _interval(value: object) -> Json | None:
+    if isinstance(value, Mapping):
+        mean = number(value.get("mean"))
+        if mean is None:
+            return None
+        return {"mean": mean, **{key: number(value.get(key)) for key in ("low", "high", "n")}}
+    mean = number(value)
+    return None if mean is None else {"mean": mean, "low": None, "high": None, "n": None}
+
+
+def _fact(key: str, value: object) -> object:
+    amount = number(value)
+    if key == "seconds" and amount is not None:
+        minutes, seconds = divmod(round(amount), 60)
+        return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    if key == "peak_memory_mb" and amount is not None:
+        return f"{amount:,.0f} MB"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {count}" for name, count in value.items()) or "none"
+    return value
+
+
+def _option(config: Mapping[str, Any], section: str, key: str) -> Any:
+    options = config.get(section)
+    return options.get(key) if isinstance(options, Mapping) else None
+
+
+def _batch(config: Mapping[str, Any]) -> str:
+    prompts, size = _option(config, "rollout", "prompts_per_step"), _option(config, "rollout", "group_size")
+    return f"{prompts} prompts × {size} completions" if prompts and size else ""
+
+
+def _image_roots(config: Mapping[str, Any], image_root: str | Path | None) -> list[Path]:
+    if image_root is not None:
+        return [Path(image_root)]
+    configured = _option(config, "data", "image_root")
+    data_path = _option(config, "data", "path")
+    if isinstance(configured, str):
+        return [Path(configured)]
+    return [Path(data_path).parent] if isinstance(data_path, str) else []
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,334 @@
+"""Turns the records of a run into what the page shows: groups of rollouts with boxes and causes; curves.
+
+What enters: dicts read from `rollouts.jsonl` and `metrics.jsonl`, which may come from anywhere, so no field
+is trusted to have its type. What leaves: plain dicts ready for JSON. No HTML here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmreason.boxes import Boxes, Frame, parse_boxes
+from mmreason.errors import BoxError
+from mmreason.records import ImageGeometry
+from mmreason.run_records import read_rollouts
+from mmreason.text import split_tags
+
+#: Rollouts on one page, and characters of text over all of them.
+MAX_ROLLOUTS = 4_000
+MAX_TEXT_CHARS = 12_000_000
+#: Characters shown of one completion, whatever the others need.
+MIN_COMPLETION_CHARS, MAX_COMPLETION_CHARS = 1_500, 30_000
+#: Characters shown of one prompt message or target.
+MAX_PROMPT_CHARS = 4_000
+#: True boxes, messages and reward parts shown; a real row has a handful.
+MAX_ITEMS = 100
+#: Points of one curve.
+MAX_POINTS = 1_000
+#: A predicted box that overlaps less than this with every true one counts as off (accuracy@0.5).
+IOU_HIT = 0.5
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+Record = Mapping[str, Any]
+Segment = tuple[str, str]
+
+
+def collect_groups(path: Path, max_groups: int) -> dict[str, Any]:
+    """Read the rollouts and keep at most `max_groups` groups, spread evenly over the run.
+
+    Returns:
+        `groups` (see `describe_group`), and the counts `total_groups`, `total_rollouts`, `shown_rollouts`.
+
+    Raises:
+        DataError: a damaged line; a last line cut short by a running job is passed over.
+    """
+    sizes: dict[tuple[str, str], int] = {}
+    steps: dict[tuple[str, str], float] = {}
+    for record in read_rollouts(path, torn_tail="skip"):
+        key = _group_key(record)
+        sizes[key] = sizes.get(key, 0) + 1
+        steps.setdefault(key, number(record.get("step")) or 0.0)
+    chosen = _spread(sorted(sizes, key=lambda key: steps[key]), max_groups, sizes)
+    kept: dict[tuple[str, str], list[Record]] = {key: [] for key in chosen}
+    for record in read_rollouts(path, torn_tail="skip"):
+        members = kept.get(_group_key(record))
+        if members is not None and len(members) < MAX_ROLLOUTS:
+            members.append(record)
+    shown = sum(len(members) for members in kept.values())
+    max_chars = min(MAX_COMPLETION_CHARS, max(MIN_COMPLETION_CHARS, MAX_TEXT_CHARS // max(1, shown)))
+    return {
+        # A group may have vanished between the two readings if the run was cut back meanwhile.
+        "groups": [describe_group(members, max_chars) for members in kept.values() if members],
+        "total_groups": len(sizes),
+        "total_rollouts": sum(sizes.values()),
+        "shown_rollouts": shown,
+    }
+
+
+def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CHARS) -> dict[str, Any]:
+    """What the page shows of the rollouts of one prompt.
+
+    Args:
+        records: rollout records of one group, at least one.
+        max_chars: characters kept of a completion; the middle of a longer one is cut out.
+    """
+    first = records[0]
+    target = first.get("target")
+    target = target if isinstance(target, Mapping) else {}
+    images = [image for image in _items(first.get("images"))[:MAX_ITEMS] if isinstance(image, Mapping)]
+    geometry = _geometry(images[0]) if images else None
+    true_boxes = _true_boxes(target)
+    rollouts = [_describe_rollout(record, true_boxes, geometry, max_chars) for record in records]
+    totals = [rollout["reward"] for rollout in rollouts if rollout["reward"] is not None]
+    labels = [shorten(str(label), 60) for label in _items(target.get("labels"))[:MAX_ITEMS]]
+    lengths = [rollout["tokens"] for rollout in rollouts if rollout["tokens"] is not None]
+    return {
+        "id": shorten(str(first.get("id", "")), 200),
+        "step": number(first.get("step")),
+        "dataset": shorten(str(first.get("dataset") or ""), 100),
+        "prompt": [_describe_message(message) for message in _items(first.get("messages"))[:MAX_ITEMS]],
+        "target": _describe_target(target),
+        "labels": labels,
+        "true_boxes": [] if true_boxes is None else true_boxes.xyxy.tolist(),
+        "images": [_describe_image(image) for image in images],
+        "frame": str(first.get("box_frame") or ""),
+        "mean": _mean(totals),
+        "spread": _spread_of(totals),
+        "gap": max(totals) - min(totals) if totals else None,
+        "length": _mean(lengths),
+        "rollouts": sorted(rollouts, key=lambda rollout: -_or_low(rollout["reward"])),
+    }
+
+
+def collect_series(metrics: Iterable[Record]) -> dict[str, dict[str, list[float | None]]]:
+    """Turn metric lines into curves: name -> `{"x": steps, "y": values}`, thinned to `MAX_POINTS` points."""
+    series: dict[str, dict[str, list[float | None]]] = {}
+    for line in metrics:
+        step = number(line.get("step"))
+        if step is None:
+            continue
+        for name, value in line.items():
+            if name == "step" or isinstance(value, (bool, str, list, dict)):
+                continue
+            curve = series.setdefault(shorten(str(name), 80), {"x": [], "y": []})
+            curve["x"].append(step)
+            curve["y"].append(number(value))
+    for curve in series.values():
+        stride = -(-len(curve["x"]) // MAX_POINTS)
+        if stride > 1:
+            last = len(curve["x"]) - 1
+            kept = sorted({*range(0, last + 1, stride), last})
+            curve["x"] = [curve["x"][index] for index in kept]
+            curve["y"] = [curve["y"][index] for index in kept]
+    return {name: curve for name, curve in series.items() if any(value is not None for value in curve["y"])}
+
+
+def segments_of(completion: str) -> list[Segment]:
+    """Cut a completion into `(kind, text)`, kind `think`, `answer`, `text` or `tag`; the texts join to it."""
+    found: list[Segment] = []
+    position = 0
+    for index, (kind, content) in enumerate(split_tags(completion)):
+        start = position
+        while (index or kind) and (tag := _tag_at(completion, position)):
+            position += len(tag)
+            if completion.startswith(content, position):
+                break
+        if not completion.startswith(content, position):
+            position = max(start, completion.find(content, start))
+        if position > start:
+            found.append(("tag", completion[start:position]))
+        found.append((kind or "text", content))
+        position += len(content)
+    if position < len(completion):
+        found.append(("tag", completion[position:]))
+    return [segment for segment in found if segment[1]]
+
+
+def cut_middle(segments: Sequence[Segment], max_chars: int) -> list[Segment]:
+    """Leave out the middle of an overlong completion: its start and its end, where the answer is, stay."""
+    total = sum(len(text) for _, text in segments)
+    if total <= max_chars:
+        return list(segments)
+    head, tail = max_chars * 2 // 3, total - (max_chars - max_chars * 2 // 3)
+    kept: list[Segment] = []
+    position = 0
+    for kind, text in segments:
+        before = text[: max(0, head - position)]
+        after = text[max(0, tail - position) :]
+        if before:
+            kept.append((kind, before))
+        if position <= head < position + len(text):
+            kept.append(("cut", f" […{tail - head:,} characters not shown…] "))
+        if after:
+            kept.append((kind, after))
+        position += len(text)
+    return kept
+
+
+def number(value: object) -> float | None:
+    """A finite number, or `None` for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def shorten(text: str, max_chars: int) -> str:
+    """The text, cut with an ellipsis."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def _describe_rollout(
+    record: Record, true_boxes: Boxes | None, geometry: ImageGeometry | None, max_chars: int
+) -> dict[str, Any]:
+    completion = str(record["completion"])
+    answer = record.get("answer")
+    answer = answer if isinstance(answer, str) else None
+    segments = segments_of(completion)
+    thinking = "".join(text for kind, text in segments if kind == "think")
+    frame = str(record.get("box_frame") or "")
+    boxes = _predicted(answer or "", frame, geometry)
+    overlap = None
+    if boxes is not None and true_boxes is not None and len(boxes) and len(true_boxes):
+        overlap = float(boxes.ordered().iou(true_boxes.ordered()).max())
+    looked = _predicted(thinking, frame, geometry)
+    rewards = record.get("rewards")
+    rewards = rewards if isinstance(rewards, Mapping) else {}
+    return {
+        "segments": cut_middle(segments, max_chars),
+        "reward": number(record.get("reward")),
+        "rewards": {
+            shorten(str(name), 60): number(value) for name, value in list(rewards.items())[:MAX_ITEMS]
+        },
+        "advantage": number(record.get("advantage")),
+        "tokens": number(record.get("num_tokens")),
+        "stop": shorten(str(record.get("stop_reason") or ""), 40),
+        "boxes": [] if boxes is None else boxes.xyxy.tolist(),
+        "looked": [] if looked is None else looked.xyxy.tolist(),
+        "iou": overlap,
+        "why": list(_causes(record, answer, boxes, true_boxes, overlap)),
+    }
+
+
+def _causes(
+    record: Record, answer: str | None, boxes: Boxes | None, true_boxes: Boxes | None, overlap: float | None
+) -> Iterator[str]:
+    """Why a rollout may have earned nothing: `format`, `no_box`, `box_off`, `length`."""
+    rewards = record.get("rewards")
+    format_score = number(rewards.get("format")) if isinstance(rewards, Mapping) else None
+    if answer is None or (format_score is not None and format_score <= 0):
+        yield "format"
+    if true_boxes is not None and len(true_boxes) and boxes is not None:
+        if answer is not None and not len(boxes):
+            yield "no_box"
+        if len(boxes) and (overlap is None or overlap < IOU_HIT):
+            yield "box_off"
+    if record.get("stop_reason") == "length":
+        yield "length"
+
+
+def _predicted(text: str, frame: str, geometry: ImageGeometry | None) -> Boxes | None:
+    """Boxes in the text, in original pixels of the first image; `None` if frame or image are unknown."""
+    if geometry is None:
+        return None
+    try:
+        return parse_boxes(text, frame).to(Frame.original_px, geometry)
+    except BoxError:
+        return None
+
+
+def _true_boxes(target: Record) -> Boxes | None:
+    if not isinstance(target.get("boxes"), list):
+        return None
+    try:
+        return Boxes.of(target["boxes"][:MAX_ITEMS], Frame.original_px)
+    except BoxError:
+        return None
+
+
+def _geometry(image: Record) -> ImageGeometry | None:
+    """Geometry for converting boxes; the patch size is not recorded and not needed for that."""
+    sizes = []
+    for name in ("original_size", "model_size"):
+        size = [number(value) for value in _items(image.get(name))]
+        if len(size) != 2 or any(value is None or value < 1 for value in size):
+            return None
+        sizes.append((int(size[0] or 0), int(size[1] or 0)))
+    return ImageGeometry(original_size=sizes[0], model_size=sizes[1], patch_size=1, merge_size=1)
+
+
+def _describe_image(image: Record) -> dict[str, Any]:
+    geometry = _geometry(image)
+    return {
+        "path": str(image.get("path") or ""),
+        "size": list(geometry.original_size) if geometry else None,
+        "model_size": list(geometry.model_size) if geometry else None,
+    }
+
+
+def _describe_message(message: object) -> dict[str, str]:
+    """Role and text of a chat message; `🖼` stands where an image is."""
+    if not isinstance(message, Mapping):
+        return {"role": "", "text": shorten(str(message), MAX_PROMPT_CHARS)}
+    content = message.get("content")
+    if not isinstance(content, str):
+        parts = [part for part in _items(content) if isinstance(part, Mapping)]
+        content = " ".join(
+            "🖼" if part.get("type") == "image" else str(part.get("text", "")) for part in parts
+        )
+    return {"role": shorten(str(message.get("role", "")), 20), "text": shorten(content, MAX_PROMPT_CHARS)}
+
+
+def _describe_target(target: Record) -> str:
+    if isinstance(target.get("answer"), str):
+        return shorten(target["answer"], MAX_PROMPT_CHARS)
+    return shorten(json.dumps(target, ensure_ascii=False), MAX_PROMPT_CHARS) if target else ""
+
+
+def _group_key(record: Record) -> tuple[str, str]:
+    group = record.get("group")
+    return str(record.get("step")), str(record.get("id") if group is None else group)
+
+
+def _spread(
+    keys: Sequence[tuple[str, str]], max_groups: int, sizes: Mapping[tuple[str, str], int]
+) -> list[tuple[str, str]]:
+    """At most `max_groups` keys, evenly spaced, first and last included; fewer where groups are large."""
+    typical = max(sizes.values(), default=1)
+    count = max(1, min(max_groups, len(keys), MAX_ROLLOUTS // typical))
+    if count >= len(keys):
+        return list(keys)
+    if count == 1:
+        return [keys[-1]]
+    return [keys[round(index * (len(keys) - 1) / (count - 1))] for index in range(count)]
+
+
+def _tag_at(text: str, position: int) -> str:
+    return next((tag for tag in _TAGS if text.startswith(tag, position)), "")
+
+
+def _items(value: object) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _spread_of(values: Sequence[float]) -> float | None:
+    """Population standard deviation."""
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _or_low(value: float | None) -> float:
+    return -math.inf if value is None else value

@@ -1,0 +1,136 @@
+"""How sure a number is: bootstrap intervals of a mean and of a paired difference.
+
+What enters: one score per question (NaN = "does not apply", left out). What leaves: an `Interval` with the mean, its
+bounds and the number of scores used. The same values and seed always give the same bounds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+FloatArray: TypeAlias = NDArray[np.float64]
+#: One number per question; numbers, booleans or an array of shape `[N]`.
+Scores: TypeAlias = Sequence[float] | Sequence[bool] | FloatArray
+
+_RESAMPLES = 9999
+#: Resampled numbers held in memory at once (8 bytes each).
+_BATCH_NUMBERS = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its confidence bounds.
+
+    Attributes:
+        mean: NaN when `n` is 0.
+        low: lower bound; NaN when `n` is below 2, because one score says nothing about its spread.
+        high: upper bound, as `low`.
+        n: how many scores the mean is taken over.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The four fields, ready for JSON: an undefined number is `None`, never NaN."""
+        numbers = {"mean": self.mean, "low": self.low, "high": self.high}
+        return {key: None if math.isnan(value) else value for key, value in numbers.items()} | {"n": self.n}
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "no scores"
+        if self.n == 1:
+            return f"{self.mean:.3f} [one score]"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean of `values` with its bootstrap interval.
+
+    The interval is the bias-corrected and accelerated one (BCa; Efron 1987, doi:10.1080/01621459.1987.10478410)
+    from 9999 resamples; where BCa is undefined (constant scores) the plain percentile interval, which is then the
+    constant itself. No scores give an interval of NaN with `n` 0; one score has a mean and no bounds.
+
+    Args:
+        values: scores, shape `[N]`; NaN entries are left out and not counted.
+        confidence: coverage of the interval, between 0 and 1.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: `values` is not one-dimensional or holds an infinity, or `confidence` is not inside (0, 1).
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
+    scores = _as_scores(values, "values")
+    scores = scores[~np.isnan(scores)]
+    if scores.size == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(np.mean(scores))
+    if scores.size == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if np.all(scores == scores[0]):
+        constant = float(scores[0])
+        return Interval(constant, constant, constant, int(scores.size))
+    low, high = _bounds(scores, confidence, seed, "BCa")
+    if math.isnan(low) or math.isnan(high):
+        low, high = _bounds(scores, confidence, seed, "percentile")
+    # Rounding in the resampled sums may put a bound a last digit on the wrong side of the mean.
+    return Interval(mean, min(low, mean), max(high, mean), int(scores.size))
+
+
+def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean of `after - before` over the same questions, with its bootstrap interval.
+
+    Pairing removes the spread between questions, so that a small change shows. A pair with a NaN on either side is
+    left out.
+
+    Args:
+        before: scores, shape `[N]`.
+        after: scores of the same questions in the same order, shape `[N]`.
+        confidence: coverage of the interval.
+        seed: seed of the resampling.
+
+    Raises:
+        ValueError: the two lengths differ, or as in `mean_interval`.
+    """
+    first, second = _as_scores(before, "before"), _as_scores(after, "after")
+    if first.size != second.size:
+        raise ValueError(
+            f"paired scores must come from the same questions: before has {first.size}, after has {second.size}"
+        )
+    return mean_interval(second - first, confidence, seed)
+
+
+def _as_scores(values: Scores, what: str) -> FloatArray:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1:
+        raise ValueError(f"{what} must be one number per question, not an array of shape {scores.shape}")
+    if np.isinf(scores).any():
+        raise ValueError(f"{what} holds an infinite score; use NaN for 'does not apply'")
+    return scores
+
+
+def _bounds(scores: FloatArray, confidence: float, seed: int, method: str) -> tuple[float, float]:
+    with warnings.catch_warnings():
+        # SciPy warns where BCa is undefined; the caller then takes the percentile interval.
+        warnings.simplefilter("ignore")
+        result = bootstrap(
+            (scores,),
+            np.mean,
+            n_resamples=_RESAMPLES,
+            batch=max(1, _BATCH_NUMBERS // scores.size),
+            confidence_level=confidence,
+            method=method,
+            rng=np.random.default_rng(seed),
+        )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -1,0 +1,129 @@
+"""Rows for training: an endless, seeded order over a task or a file, prepared once per prompt.
+
+What enters: a task or the rows of a file, and the policy that resizes their images. What leaves: `TrainingRows`, which answers
+"what is the prompt at position p" the same way in every process and after every restart. A position is the number
+of a prompt counted from the start of the run; the trainer's dataset holds nothing but positions, so that rows are drawn and
+images decoded only when completions are really sampled.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from mmreason.errors import DataError, ImageError
+from mmreason.records import Row
+
+if TYPE_CHECKING:
+    from mmreason.data.base import Task, TaskOptions
+    from mmreason.images import ImageLoader
+    from mmreason.policy.policy import Policy, Prepared
+
+#: Bad rows in a row after which the data is called unusable.
+MAX_BAD_ROWS_IN_A_ROW = 100
+
+
+class RowSource(Protocol):
+    """An endless sequence of rows."""
+
+    def row(self, position: int) -> Row:
+        """The row at a position; equal positions give equal rows."""
+        ...
+
+
+class TaskRows:
+    """Training rows of a generated task: position = index."""
+
+    def __init__(self, task: Task[TaskOptions]) -> None:
+        self.task = task
+
+    def row(self, position: int) -> Row:
+        return self.task.row(position, "train")
+
+
+class FileRows:
+    """Rows of a file, in a new seeded order every epoch.
+
+    Args:
+        rows: the training rows, at least one.
+        seed: of the orders.
+    """
+
+    def __init__(self, rows: Sequence[Row], seed: int) -> None:
+        if not rows:
+            raise DataError("there is no row to train on. Check data.path, and that data.eval_share leaves some rows for training.")
+        self.rows = rows
+        self.seed = seed
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def row(self, position: int) -> Row:
+        epoch, place = divmod(position, len(self.rows))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows)).tolist()
+        return self.rows[self._order[place]]
+
+
+class TrainingRows:
+    """Prepared prompts by position, with bad rows replaced and counted.
+
+    Args:
+        source: where rows come from.
+        policy: resizes the images and writes the prompt.
+        loader: opens image paths; tasks draw in memory and need none.
+        on_bad_row: what a row does whose image turns out to be unreadable: `skip` takes the next position's row instead.
+        cache_size: prepared prompts held; the completions of a group, and its processes, ask for the same one.
+
+    Attributes:
+        skipped: row id -> reason, for rows left out so far.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        policy: Policy,
+        loader: ImageLoader | None = None,
+        on_bad_row: Literal["skip", "raise"] = "raise",
+        cache_size: int = 64,
+    ) -> None:
+        self.source = source
+        self.policy = policy
+        self.loader = loader
+        self.on_bad_row = on_bad_row
+        self.cache_size = cache_size
+        self.skipped: dict[str, str] = {}
+        self._cache: OrderedDict[int, Prepared] = OrderedDict()
+
+    def prepared(self, position: int) -> Prepared:
+        """The prompt at a position, images opened and resized.
+
+        Raises:
+            ImageError, DataError: the row is bad and `on_bad_row` is `raise`, or too many rows in a row are bad.
+        """
+        if position in self._cache:
+            self._cache.move_to_end(position)
+            return self._cache[position]
+        item = self._first_good(position)
+        self._cache[position] = item
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return item
+
+    def _first_good(self, position: int) -> Prepared:
+        for offset in range(MAX_BAD_ROWS_IN_A_ROW):
+            row = self.source.row(position + offset)
+            try:
+                return self.policy.prepare(row, self.loader)
+            except (ImageError, DataError) as error:
+                if self.on_bad_row == "raise":
+                    raise type(error)(
+                        f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)"
+                    ) from error
+                self.skipped.setdefault(row.id, str(error))
+        raise DataError(
+            f"{MAX_BAD_ROWS_IN_A_ROW} rows in a row cannot be used; the last: {next(reversed(self.skipped.values()))}"
+        )

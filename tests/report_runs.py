@@ -1,0 +1,151 @@
+"""Makes run folders for the report tests, through the same writers that training uses."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from mmreason.records import ImageGeometry, Rollout, Row
+from mmreason.run_records import RolloutWriter, RunFolder
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 <!-- & \ud800 \x00"
+SIZE = (160, 120)
+MODEL_SIZE = (168, 112)
+
+
+def make_run(
+    path: Path, steps: int = 8, groups: int = 3, group_size: int = 4, seed: int = 0, hostile: bool = True
+) -> RunFolder:
+    """A finished grounding run with pictures; boxes are sampled around the truth, better at later steps."""
+    rng = random.Random(seed)
+    folder = RunFolder(path).create()
+    folder.write_config(
+        {
+            "name": path.name,
+            "seed": seed,
+            "source": "arXiv:2402.03300",
+            "model": {"name": "tiny"},
+            "task": {"name": "grounding"},
+            "data": {"path": None, "image_root": None},
+            "reward": {"files": [], "iou": {"weight": 1.0}, "format": {"weight": 0.2}},
+            "trainer": {"steps": steps},
+            "rollout": {"prompts_per_step": groups, "group_size": group_size},
+        }
+    )
+    writer = RolloutWriter(folder)
+    for step in range(1, steps + 1):
+        progress = step / steps
+        write_metrics(folder, step, progress, rng)
+        for group in range(groups):
+            write_group(writer, step, group, group_size, progress, rng, hostile and step == 2 and group == 0)
+    scores = {"mean": 0.41, "low": 0.35, "high": 0.47, "n": 256}
+    folder.write_summary(
+        {
+            "before": {"accuracy": scores, "iou": {"mean": 0.42, "low": 0.39, "high": 0.45, "n": 256}},
+            "after": {
+                "accuracy": {"mean": 0.58, "low": 0.52, "high": 0.64, "n": 256},
+                "iou": {"mean": 0.43, "low": 0.4, "high": 0.46, "n": 256},
+            },
+            "difference": {
+                "accuracy": {"mean": 0.17, "low": 0.11, "high": 0.23, "n": 256},
+                "iou": {"mean": 0.01, "low": -0.02, "high": 0.04, "n": 256},
+            },
+            "seconds": 213.4,
+            "peak_memory_mb": 1893.0,
+            "rows_skipped": {"not found": 2},
+            "rewards_failed": {},
+            "run_dir": str(path),
+        }
+    )
+    return folder
+
+
+def write_metrics(folder: RunFolder, step: int, progress: float, rng: random.Random) -> None:
+    """One line of metrics with the names that the trainer logs."""
+    metrics = {
+        "step": step,
+        "reward": 0.3 + 0.4 * progress + rng.gauss(0, 0.04),
+        "rewards/iou": 0.2 + 0.4 * progress + rng.gauss(0, 0.04),
+        "rewards/format": min(1.0, 0.7 + 0.4 * progress),
+        "reward_std": 0.2 - 0.1 * progress,
+        "zero_variance_groups": 0.1 + 0.2 * progress,
+        "completion_length": 20 + 30 * progress + rng.gauss(0, 2),
+        "truncated": 0.02,
+        "parse_failures": 0.1 * (1 - progress),
+        "entropy": 0.6 - 0.3 * progress,
+        "kl": 0.01 * progress,
+        "loss": rng.gauss(0, 0.01),
+        "grad_norm": math.nan if step == 3 else 1.2,
+        "step_seconds": 2.1,
+        "learning_rate": 3e-5,
+    }
+    if step == 1 or step % 4 == 0:
+        metrics["eval/accuracy"] = 0.4 + 0.2 * progress
+        metrics["eval/iou"] = 0.4 + 0.1 * progress
+    folder.append_metrics(metrics)
+
+
+def write_group(
+    writer: RolloutWriter,
+    step: int,
+    group: int,
+    size: int,
+    progress: float,
+    rng: random.Random,
+    hostile: bool,
+) -> None:
+    """One prompt with a picture of two discs, `size` completions and their rewards."""
+    picture = Image.new("RGB", SIZE, (rng.randrange(180, 256), rng.randrange(180, 256), 230))
+    pen = ImageDraw.Draw(picture)
+    x, y, side = rng.randrange(10, 100), rng.randrange(10, 70), rng.randrange(25, 45)
+    box = [x, y, x + side, y + side]
+    pen.ellipse((130, 5, 150, 25), fill=(60, 60, 200))
+    pen.ellipse(box, fill=(200, 40, 40))
+    row = Row(
+        id=f"grounding/0/{step * 100 + group}",
+        messages=(
+            {"role": "system", "content": "Think first, then answer with a box."},
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find the red disc."}]},
+        ),
+        images=(picture,),
+        target={"boxes": [box], "labels": ["red disc"]},
+        dataset="grounding" if group % 2 == 0 else "photos",
+    )
+    geometry = (ImageGeometry(original_size=SIZE, model_size=MODEL_SIZE, patch_size=14, merge_size=2),)
+    rollouts, ious, formats = [], [], []
+    for number in range(size):
+        noise = 30 * (1 - 0.8 * progress)
+        found = [value + rng.gauss(0, noise) for value in box]
+        scaled = [round(v * m / o) for v, m, o in zip(found, MODEL_SIZE * 2, SIZE * 2, strict=True)]
+        answer: str | None = str(scaled)
+        text = f"<think>a blue disc [137, 5, 158, 23]\na red disc {scaled}</think>\n<answer>{scaled}</answer>"
+        if number == 1 and step % 2:
+            answer, text = None, "It is the red disc, I would say at the left."
+        if number == 2 and step % 3 == 0:
+            answer, text = "top left", "<think>hm</think><answer>top left</answer>"
+        if hostile and number == 0:
+            text = f"{HOSTILE}{text}"
+        truncated = number == 3 and step == 1
+        rollouts.append(
+            Rollout(
+                row=row,
+                group=group,
+                token_ids=(1, 2),
+                text=text,
+                answer=answer,
+                num_tokens=len(text) // 4,
+                stop_reason="length" if truncated else "stop",
+                geometry=geometry,
+                box_frame="resized_px",
+            )
+        )
+        ious.append(max(0.0, 1 - abs(found[0] - box[0]) / 40) if answer and "[" in answer else 0.0)
+        formats.append(1.0 if answer else 0.0)
+    total = [iou + 0.2 * kept for iou, kept in zip(ious, formats, strict=True)]
+    mean = sum(total) / size
+    std = math.sqrt(sum((value - mean) ** 2 for value in total) / size) + 1e-4
+    advantages = [(value - mean) / std for value in total]
+    writer.write(step, rollouts, {"iou": ious, "format": formats}, total, advantages)
