@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +32,7 @@ _COMMA = rf"{_SPACE},{_SPACE}"
 _QUADRUPLE = re.compile(rf"\[{_SPACE}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_SPACE}\]")
 
 
-class Frame(str, Enum):
+class Frame(StrEnum):
     """What the numbers of a box count."""
 
     original_px = "original_px"
@@ -52,9 +52,6 @@ class Frame(str, Enum):
         except ValueError:
             known = ", ".join(member.value for member in cls)
             raise BoxError(f"unknown box frame {name!r}. Known: {known}.") from None
-
-    def __str__(self) -> str:
-        return self.value
 
     def extent(self, geometry: ImageGeometry) -> tuple[float, float]:
         """The `(width, height)` that the whole picture has in this frame."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreason.config.schema import RewardConfig
+from mmreason.config.schema import RewardConfig, RunConfig
+from mmreason.errors import ConfigError
 from mmreason.records import Rollout, Row
 from mmreason.stats import Interval, mean_interval, paired_difference
 
@@ -103,3 +105,66 @@ def evaluate(
         scores["accuracy"] = np.where(np.isfinite(values), (values > correct_at).astype(np.float64), np.nan)
     scores["completion_length"] = np.asarray([rollout.num_tokens for rollout in rollouts], dtype=np.float64)
     return EvalResult(scores, tuple(rollouts))
+
+
+def held_out_rows(config: RunConfig) -> tuple[list[Row], str, float, ImageLoader | None]:
+    """The rows of an evaluation, with the metric that decides `accuracy`: held-out rows of the task or the data file."""
+    from mmreason.data.base import build_task
+
+    if config.data.path is None:
+        task = build_task(config.task, config.seed)
+        rows = [task.row(index, "held_out") for index in range(config.trainer.eval_rows)]
+        return rows, task.metric, task.correct_at, None
+    from mmreason.data.readers import image_loader, read_rows, split_rows
+
+    _, held_out = split_rows(read_rows(config.data).rows, config.data.eval_share, config.seed)
+    metric = "iou" if any("boxes" in row.target for row in held_out) else "exact"
+    return held_out[: config.trainer.eval_rows], metric, 0.5, image_loader(config.data)
+
+
+def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate `model` on held-out rows, and `eval.compare` on the same rows; prints and writes the scores.
+
+    Returns:
+        The summary that is written to `summary.json` in the run folder.
+    """
+    import torch
+
+    from mmreason.policy.policy import Policy
+    from mmreason.run_records import RunFolder
+
+    rows, metric, correct_at, loader = held_out_rows(config)
+    if not rows:
+        raise ConfigError("there are no held-out rows: raise trainer.eval_rows, or data.eval_share for a file")
+    names = {"before": config.eval.compare, "after": config.model.name} if config.eval.compare else {"after": config.model.name}
+    results = {}
+    for label, name in names.items():
+        torch.manual_seed(config.seed)
+        policy = Policy.load(config.model.model_copy(update={"name": name}), seed=config.seed)
+        results[label] = evaluate(
+            policy,
+            rows,
+            config.reward,
+            metric=metric,
+            correct_at=correct_at,
+            max_new_tokens=config.rollout.max_new_tokens,
+            batch_size=config.trainer.eval_batch_size,
+            temperature=config.eval.temperature,
+            loader=loader,
+        )
+        print(f"{name} on {len(rows)} held-out rows:")
+        for score, interval in results[label].intervals().items():
+            print(f"  {score:<18} {interval}")
+    summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed}
+    summary |= {label: result.as_dict() for label, result in results.items()}
+    if "before" in results:
+        difference = results["after"].difference(results["before"])
+        summary["difference"] = {score: interval.as_dict() for score, interval in difference.items()}
+        print(f"{config.model.name} minus {config.eval.compare}, paired:")
+        for score, interval in difference.items():
+            print(f"  {score:<18} {interval}")
+    folder = RunFolder(Path(config.out) / config.name).create()
+    summary["run_dir"] = str(folder.path)
+    folder.write_config(plain)
+    folder.write_summary(summary)
+    return summary

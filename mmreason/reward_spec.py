@@ -1,8 +1,8 @@
 """What a reward is: the `@reward` decorator, the registry it fills, and the check of a reward's options.
 
-What enters: plain functions that name what they need, in the package, in a user's file or in a plug-in package. What
-leaves: a `RewardSpec` each, and validated options for a `RewardConfig`. No torch. Scores are computed in
-`mmreason.scoring`, from where a reward author imports everything:
+What enters: plain functions that name what they need, in the package, in a user's file or in a plug-in
+package. What leaves: a `RewardSpec` each, and validated options for a `RewardConfig`. No torch. Scores are
+computed in `mmreason.scoring`, from where a reward author imports everything:
 
     from mmreason.scoring import reward
 
@@ -17,12 +17,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import keyword
-import math
+import os
 import re
 import sys
 import types
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,18 +132,19 @@ REWARDS: Registry[RewardSpec] = Registry("reward", "mmreason.rewards", "mmreason
 
 def reward(
     name: str | None = None,
-    range: tuple[float, float] = (0.0, 1.0),  # noqa: A002 - the word that reward authors look for
+    range: tuple[float, float] = (0.0, 1.0),
     source: str = "",
 ) -> Callable[[FunctionT], FunctionT]:
-    """Register a function as a reward; the function itself stays as it is and can be called and tested directly.
+    """Register a function as a reward; the function itself stays as it is and can be called directly.
 
-    The function names what it needs (see `NEEDS`) as parameters. Every other parameter is an option of its own: it needs a
-    default and a simple type (`float`, `int`, `bool`, `str`, `Literal`, `X | None`, `tuple[X, ...]`, or
-    `Annotated[X, pydantic.Field(ge=...)]` for a range), and is set with `reward.<name>.<option>=value`. It
-    returns a number, `None` if it does not apply to this rollout, or a `RewardResult`.
+    The function names what it needs (see `NEEDS`) as parameters. Every other parameter is an option of its
+    own: it needs a default and a simple type (`float`, `int`, `bool`, `str`, `Literal`, `X | None`, `tuple[X,
+    ...]`, or `Annotated[X, pydantic.Field(ge=...)]` for a range), and is set with
+    `reward.<name>.<option>=value`. The function returns a number, `None` if it does not apply to this
+    rollout, or a `RewardResult`.
 
     Args:
-        name: registered name; default is the function's. In an installed package, `package/` is put before it.
+        name: registered name; default is the function's. In an installed package, `package/` is put before.
         range: `(lowest, highest)` value it can return. A value outside counts as a failure.
         source: the paper or page of its formula.
 
@@ -172,23 +171,28 @@ def build_spec(
     """Make the spec of a function without registering it; arguments and errors as for `reward`."""
     if not inspect.isfunction(function):
         raise PluginError(f"@reward goes on a plain function, not on {function!r:.100}")
-    where = f"reward '{name or function.__name__}' ({function.__code__.co_filename}:{function.__code__.co_firstlineno})"
+    code = function.__code__
+    where = f"reward '{name or function.__name__}' ({code.co_filename}:{code.co_firstlineno})"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise PluginError(f"{where}: must be a plain function that returns a number, not async and not a generator")
+        raise PluginError(
+            f"{where}: must be a plain function that returns a number, not async or a generator"
+        )
     full_name = _full_name(name or function.__name__, function.__module__, where)
     try:
         low, high = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
-        raise PluginError(f"{where}: range must be two numbers (lowest, highest), not {value_range!r}") from None
+        raise PluginError(
+            f"{where}: range must be two numbers (lowest, highest), not {value_range!r}"
+        ) from None
     if not low < high:
-        raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest) with lowest < highest")
+        raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest), lowest first")
     needs, parameters = _split_parameters(function, where)
     model = _options_model(full_name, function, parameters, where)
     return RewardSpec(full_name, function, needs, model, (low, high), source)
 
 
 def load_reward_files(paths: Iterable[str | Path]) -> None:
-    """Import Python files that register rewards with `@reward`; a file that is already imported is not run again.
+    """Import Python files that register rewards with `@reward`; a file already imported is not run again.
 
     The code of the file is run, with the rights of this process: load only files that you trust.
 
@@ -206,23 +210,37 @@ def validate_reward_config(config: RewardConfig) -> dict[str, RewardOptions]:
         Name -> validated options of every active reward, in the order of the config.
 
     Raises:
-        ConfigError: an unknown reward or option, a value out of range; the message names `reward.<name>.<option>`.
+        ConfigError: an unknown reward or option, a value out of range; it names `reward.<name>.<option>`.
         PluginError: a reward file cannot be used.
     """
     load_reward_files(config.files)
     checked: dict[str, RewardOptions] = {}
+    problems: list[str] = []
     for name, given in (config.model_extra or {}).items():
-        if name not in REWARDS:
-            raise ConfigError(f"reward.{name}: {_unknown_reward(name)}")
-        if given is None:
-            continue
-        if not isinstance(given, Mapping):
-            raise ConfigError(
-                f"reward.{name}={given!r}: a reward takes options, e.g. reward.{name}.weight=1 "
-                f"(reward.{name}=null switches it off)."
-            )
-        checked[name] = REWARDS.get(name).options({str(key): value for key, value in given.items()})
+        try:
+            options = _check_reward(name, given)
+        except ConfigError as error:
+            problems.append(str(error))
+        else:
+            if options is not None:
+                checked[name] = options
+    if problems:
+        raise ConfigError("\n".join(problems))
     return checked
+
+
+def _check_reward(name: str, given: object) -> RewardOptions | None:
+    """Options of one entry of the section; `None` if it is switched off."""
+    if name not in REWARDS:
+        raise ConfigError(f"reward.{name}: {_unknown_reward(name)}")
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"reward.{name}={given!r}: a reward takes options, e.g. reward.{name}.weight=1 "
+            f"(reward.{name}=null switches it off)."
+        )
+    return REWARDS.get(name).options({str(key): value for key, value in given.items()})
 
 
 def _unknown_reward(name: str) -> str:
@@ -232,8 +250,8 @@ def _unknown_reward(name: str) -> str:
     others = [other for other in REWARDS.broken if other != name]
     unloaded = f" Plug-ins that failed to load: {', '.join(others)}." if others else ""
     return (
-        f"no such reward or setting.{broken}{did_you_mean(name, known + settings)} Rewards: {', '.join(known)}. "
-        f"Settings: {', '.join(settings)}.{unloaded}"
+        f"no such reward or setting.{broken}{did_you_mean(name, known + settings)} "
+        f"Rewards: {', '.join(known)}. Settings: {', '.join(settings)}.{unloaded}"
     )
 
 
@@ -245,7 +263,7 @@ def _full_name(name: str, module: str, where: str) -> str:
     if package not in ("mmreason", "__main__") and not package.startswith(_FILE_MODULE_PREFIX):
         return f"{package}/{name}"
     if name in RewardConfig.model_fields:
-        raise PluginError(f"{where}: '{name}' is a setting of the reward section (reward.{name}=...); choose another name")
+        raise PluginError(f"{where}: '{name}' is a setting of the section `reward`; choose another name")
     return name
 
 
@@ -257,7 +275,9 @@ def _split_parameters(
     options: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise PluginError(f"{where}: {parameter} is not allowed; name each thing the reward needs: {', '.join(NEEDS)}")
+            raise PluginError(
+                f"{where}: {parameter} is not allowed; name what the reward needs: {', '.join(NEEDS)}"
+            )
         if name in NEEDS:
             needs.append(name)
         elif parameter.default is parameter.empty:
@@ -265,7 +285,7 @@ def _split_parameters(
                 f"{where}: nothing is called '{name}'.{did_you_mean(name, list(NEEDS))} A reward may need "
                 f"{', '.join(NEEDS)}; an option of its own must have a default."
             )
-        elif name == "weight" or hasattr(RewardOptions, name) or keyword.iskeyword(name) or name.startswith("_"):
+        elif name == "weight" or hasattr(RewardOptions, name) or name.startswith("_"):
             raise PluginError(f"{where}: an option cannot be called '{name}' (reserved); choose another name")
         else:
             options[name] = parameter
@@ -293,7 +313,7 @@ def _option_type(function: Callable[..., Any], option: str, parameter: inspect.P
         annotation: Any = type(parameter.default)
     else:
         # One annotation at a time: those of the needs may exist for type checkers only.
-        holder = types.FunctionType(function.__code__, function.__globals__)
+        holder = types.FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
         holder.__annotations__ = {option: parameter.annotation}
         try:
             annotation = get_type_hints(holder, include_extras=True)[option]
@@ -301,8 +321,8 @@ def _option_type(function: Callable[..., Any], option: str, parameter: inspect.P
             raise PluginError(f"{where}: the type of option '{option}' cannot be resolved: {error}") from None
     if not _is_simple(annotation):
         raise PluginError(
-            f"{where}: option '{option}' has type {annotation}, which the command line cannot set. Use float, int, "
-            "bool, str, Literal, `X | None`, tuple[X, ...], or Annotated[X, pydantic.Field(...)] of these."
+            f"{where}: option '{option}' has type {annotation}, which the command line cannot set. Use "
+            "float, int, bool, str, Literal, X | None, tuple[X, ...], or Annotated[X, pydantic.Field(...)]."
         )
     return annotation
 
@@ -324,7 +344,7 @@ def _load_reward_file(path: Path) -> None:
     resolved = path.expanduser().resolve()
     if not resolved.is_file():
         raise PluginError(f"reward file {path}: no such file (looked for {resolved}). Check reward.files.")
-    module_name = _FILE_MODULE_PREFIX + hashlib.sha256(str(resolved).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    module_name = _FILE_MODULE_PREFIX + hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, resolved)
@@ -339,10 +359,12 @@ def _load_reward_file(path: Path) -> None:
     except MMReasonError as error:
         del sys.modules[module_name]
         raise PluginError(f"reward file {path}: {error}") from error
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's file may raise anything; it is reported by name
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         line = _line_in_file(error, resolved)
-        raise PluginError(f"reward file {path}{line}: does not run: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"reward file {path}{line}: does not run: {type(error).__name__}: {error}"
+        ) from error
     if set(REWARDS.names()) == before:
         del sys.modules[module_name]
         raise PluginError(f"reward file {path}: registers no reward. Put @reward() on a function in it.")

@@ -1,7 +1,7 @@
 """How sure a number is: bootstrap intervals of a mean and of a paired difference.
 
-What enters: one score per question (NaN = "does not apply", left out). What leaves: an `Interval` with the mean, its
-bounds and the number of scores used. The same values and seed always give the same bounds.
+What enters: one score per question (NaN = "does not apply", left out). What leaves: an `Interval` with the
+mean, its bounds and the number of scores used. The same values and seed always give the same bounds.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Interval:
 def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of `values` with its bootstrap interval.
 
-    The interval is the bias-corrected and accelerated one (BCa; Efron 1987, doi:10.1080/01621459.1987.10478410)
-    from 9999 resamples; where BCa is undefined (constant scores) the plain percentile interval, which is then the
-    constant itself. No scores give an interval of NaN with `n` 0; one score has a mean and no bounds.
+    The interval is the bias-corrected and accelerated one (BCa; Efron 1987,
+    doi:10.1080/01621459.1987.10478410) from 9999 resamples; where BCa is undefined, the percentile interval.
+    Constant scores have zero width. No scores give NaN with `n` 0; one score has a mean and no bounds.
 
     Args:
         values: scores, shape `[N]`; NaN entries are left out and not counted.
@@ -67,7 +67,7 @@ def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> In
         seed: seed of the resampling.
 
     Raises:
-        ValueError: `values` is not one-dimensional or holds an infinity, or `confidence` is not inside (0, 1).
+        ValueError: `values` is not one-dimensional or holds an infinity, or `confidence` is not in (0, 1).
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
@@ -91,8 +91,8 @@ def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> In
 def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of `after - before` over the same questions, with its bootstrap interval.
 
-    Pairing removes the spread between questions, so that a small change shows. A pair with a NaN on either side is
-    left out.
+    Pairing removes the spread between questions, so that a small change shows. A pair with a NaN on either
+    side is left out.
 
     Args:
         before: scores, shape `[N]`.
@@ -106,7 +106,8 @@ def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, s
     first, second = _as_scores(before, "before"), _as_scores(after, "after")
     if first.size != second.size:
         raise ValueError(
-            f"paired scores must come from the same questions: before has {first.size}, after has {second.size}"
+            "paired scores must come from the same questions: "
+            f"before has {first.size}, after has {second.size}"
         )
     return mean_interval(second - first, confidence, seed)
 

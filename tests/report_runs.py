@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from mmreason.boxes import Boxes, parse_boxes
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.run_records import RolloutWriter, RunFolder
 
@@ -142,7 +143,8 @@ def write_group(
                 box_frame="resized_px",
             )
         )
-        ious.append(max(0.0, 1 - abs(found[0] - box[0]) / 40) if answer and "[" in answer else 0.0)
+        predicted = parse_boxes(answer or "", "resized_px").to("original_px", geometry[0]).ordered()
+        ious.append(float(predicted.iou(Boxes.of(box, "original_px")).max(initial=0.0)))
         formats.append(1.0 if answer else 0.0)
     total = [iou + 0.2 * kept for iou, kept in zip(ious, formats, strict=True)]
     mean = sum(total) / size

@@ -67,6 +67,13 @@ def test_every_allowed_format_is_recognised_by_content_not_by_suffix(tmp_path: P
     assert max(abs(green - 30), abs(blue - 30)) < 12
 
 
+def test_phone_pictures_with_several_views_are_jpeg(tmp_path: Path) -> None:
+    views = [Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
+    views[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=views[1:])
+    red, _, blue = ImageLoader(tmp_path).open("phone.jpg").getpixel((5, 5))
+    assert red > 200 > 60 > blue
+
+
 def test_other_formats_are_refused_even_with_an_allowed_suffix(tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png", "PPM")
     assert kind_of(ImageLoader(tmp_path), "a.png") == "not an image"

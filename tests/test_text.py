@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -77,24 +78,40 @@ def test_a_well_formed_completion_gives_its_parts_back(thinking: str, between: s
     assert matches_structure(text) == (not between.strip())
 
 
-@settings(max_examples=1000)
+def answer_by_rewriting(text: str) -> str | None:
+    """The module's rules said another way: cut the thinking out with a mark that no answer may span."""
+    if "</think>" in text and "<think>" not in text[: text.index("</think>")]:
+        text = text[text.index("</think>") + len("</think>") :]
+    text = re.sub(r"<think>.*?(</think>|$)", "\0", text, flags=re.DOTALL).replace("</think>", "\0")
+    answers: list[str] = re.findall(r"<answer>((?:(?!<answer>)[^\0])*?)</answer>", text)
+    return answers[-1].strip() if answers else None
+
+
+@settings(max_examples=600)
 @given(tag_soup)
-def test_tag_soup_is_handled_consistently(text: str) -> None:
-    segments = split_tags(text)
+def test_tag_soup_follows_the_rules(text: str) -> None:
+    answer = extract_answer(text)
+    assert answer == answer_by_rewriting(text)
     position = 0
+    segments = split_tags(text)
     for _, content in segments:  # contents are slices of the text, in order
         position = text.index(content, position) + len(content)
-    answer = extract_answer(text)
-    if answer is not None:
-        assert "<answer>" not in answer
-        assert "think>" not in answer.replace("<think", "").replace("</think", "") or "<think>" not in answer
-        assert extract_answer("<think>" + text) != answer or "</think>" in text
-    # Appending unclosed thinking, or an unclosed answer, changes nothing.
-    if not text.count("<think>") > text.count("</think>"):
-        assert extract_answer(text + "<think><answer>9</answer>") in (answer, None)
     if matches_structure(text):
-        assert answer is not None
         assert [tag for tag, content in segments if tag or content.strip()] == ["think", "answer"]
+
+
+@settings(max_examples=300)
+@given(tag_soup)
+def test_structure_is_two_blocks_without_tags_inside(text: str) -> None:
+    for candidate in (
+        text,
+        f"<think>{text}</think><answer></answer>",
+        f"<think></think><answer>{text}</answer>",
+    ):
+        pattern = r"\s*<think>(.*)</think>\s*<answer>(.*)</answer>\s*"
+        match = re.fullmatch(pattern, candidate, flags=re.DOTALL)
+        clean = match is not None and not any(tag in group for tag in TAGS for group in match.groups())
+        assert matches_structure(candidate) == clean
 
 
 @pytest.mark.parametrize(

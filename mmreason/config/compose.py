@@ -1,15 +1,19 @@
 """From command-line words to a checked `RunConfig`: Hydra composition, then the strict typed schema.
 
-What enters: the subcommand and the `key=value` words as typed. What leaves: `Composed`, whose `config` is frozen and
-complete. Everything wrong is reported together in one `ConfigError` (exit code 2), before torch is imported.
+What enters: the subcommand and the `key=value` words as typed. What leaves: `Composed`, whose `config` is
+frozen and complete. Everything wrong is reported together in one `ConfigError` (exit code 2), before torch is
+imported.
 
-Hydra's compose API is used rather than `@hydra.main`: no `outputs/` folder, no change of directory, and a run folder that
-is the same on every process. The schema's defaults enter as Hydra's base config `schema`, so `conf/` states only what differs.
+Hydra's compose API is used rather than `@hydra.main`: no `outputs/` folder, no change of directory, and a run
+folder that is the same on every process. The schema's defaults enter as Hydra's base config `schema`, so
+`conf/` states only what differs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +23,24 @@ from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_module
+from hydra import initialize_config_dir, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mmreason.config import explain
-from mmreason.config.overrides import expand_sweep, looks_like_folder, prepare, quote, swept_keys
+from mmreason.config.overrides import (
+    expand_sweep,
+    looks_like_folder,
+    prepare,
+    quote,
+    split_search_path,
+    swept_keys,
+)
 from mmreason.config.schema import RewardConfig, RunConfig, TaskConfig
 from mmreason.errors import ConfigError, MMReasonError
 
@@ -82,7 +94,7 @@ def compose(
     Args:
         command: `train`, `sft` or `eval`.
         overrides: Hydra overrides, plus the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`.
-        config_dirs: more folders with config groups of the user's own.
+        config_dirs: more folders with config groups of the user's own (also: `hydra.searchpath=[…]`).
         config_name: primary config file; default: the command's own.
         check_files: also refuse data files, image roots, checkpoints and model folders that do not exist.
 
@@ -90,14 +102,15 @@ def compose(
         ConfigError: with every problem found, one a line.
     """
     problems: list[str] = []
-    dirs = _folders(config_dirs, problems)
-    with _hydra():
-        prepared = prepare(overrides, _group_choices(dirs))
+    places, words = split_search_path(overrides)
+    folders = _folders([*config_dirs, *places], problems)
+    with _hydra(folders, config_name):
+        prepared = prepare(words, _group_choices(folders))
         problems += prepared.problems
         if any(word.partition("=")[0].lstrip("+") == "command" for word in overrides):
             problems.append(f"command: fixed by `mmreason {command}`; leave it out")
-        words = [*prepared.words, f"++command={command}"]
-        composed = _compose(config_name or command, words, [*dirs, *prepared.search_path], problems)
+        words = [*prepared.words, f"++command={command}", *_search_path_words(folders)]
+        composed = _compose(config_name or command, words, problems)
     if composed is None:
         raise _refusal(command, problems)
     raw, choices = composed
@@ -118,7 +131,7 @@ def compose_sweep(
     config_name: str | None = None,
     check_files: bool = False,
 ) -> list[SweepJob]:
-    """Compose every job of a `-m` sweep, each under a name of its own; nothing starts when one of them is wrong.
+    """Compose every job of a `-m` sweep, each under its own name; nothing starts when one of them is wrong.
 
     Raises:
         ConfigError: a word outside Hydra's grammar, or a job that `compose` refuses.
@@ -130,7 +143,9 @@ def compose_sweep(
         raise _refusal(command, [str(error)]) from None
 
     def composed(words: Sequence[str]) -> Composed:
-        return compose(command, words, config_dirs=config_dirs, config_name=config_name, check_files=check_files)
+        return compose(
+            command, words, config_dirs=config_dirs, config_name=config_name, check_files=check_files
+        )
 
     varied = [tuple(word for word in job if word.partition("=")[0] in keys) for job in grid]
     jobs = [composed(job) for job in grid]
@@ -145,18 +160,19 @@ def compose_sweep(
     return sweep
 
 
-def defaults_list(command: str, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()) -> list[tuple[str, str]]:
+def defaults_list(
+    command: str, overrides: Sequence[str], config_dirs: Sequence[str | Path] = ()
+) -> list[tuple[str, str]]:
     """The files that make up a configuration, in merge order: (`group/file`, package it fills)."""
     problems: list[str] = []
-    dirs = _folders(config_dirs, problems)
-    with _hydra() as loader:
-        prepared = prepare(overrides, _group_choices(dirs))
+    places, words = split_search_path(overrides)
+    folders = _folders([*config_dirs, *places], problems)
+    with _hydra(folders, None) as loader:
+        prepared = prepare(words, _group_choices(folders))
         problems += prepared.problems
         if problems:
             raise _refusal(command, problems)
-        from hydra.types import RunMode
-
-        words = [*prepared.words, *_search_path_words([*dirs, *prepared.search_path])]
+        words = [*prepared.words, *_search_path_words(folders)]
         result = loader.compute_defaults_list(command, words, RunMode.RUN).defaults
     return [
         (str(item.config_path), str(item.package or "(top level)"))
@@ -166,7 +182,7 @@ def defaults_list(command: str, overrides: Sequence[str], config_dirs: Sequence[
 
 
 def load(path: str | Path) -> RunConfig:
-    """Read a saved `config.yaml` (for resuming, reports and comparisons); raises `ConfigError` if it does not fit."""
+    """Read a saved `config.yaml`; raises `ConfigError` if it does not fit the schema."""
     try:
         raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -186,16 +202,19 @@ def plain_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def to_yaml(plain: dict[str, Any]) -> str:
-    """YAML text that `load` and Hydra read back to the same values (Hydra's reader wants `3.0e-5`, not `3e-05`)."""
+    """YAML text that `load` and Hydra both read back to the same values."""
     return OmegaConf.to_yaml(OmegaConf.create(plain))
 
 
 def distinct_names(names: Sequence[str], varied: Sequence[Sequence[str]]) -> list[str]:
-    """Run names of a sweep: unchanged where they differ already, else with what varies, else with the job's number."""
+    """Run names of a sweep: unchanged if they differ, else with what varies, else with the job's number."""
     result = list(names)
     if len(set(result)) == len(result):
         return result
-    result = [_fit(name + "-" + ",".join(_slug(word) for word in words)) for name, words in zip(names, varied, strict=True)]
+    result = [
+        _fit(name + "-" + ",".join(_slug(word) for word in words))
+        for name, words in zip(names, varied, strict=True)
+    ]
     if len(set(result)) == len(result):
         return result
     return [_fit(name) + f"-{number}" for number, name in enumerate(result)]
@@ -214,51 +233,84 @@ def _bullets(problems: Sequence[str]) -> str:
 
 
 @contextmanager
-def _hydra() -> Iterator[Any]:
-    """Hydra set up on `mmreason.conf`, with the schema's defaults stored as its base config; yields the config loader."""
-    ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
+def _hydra(folders: Sequence[Path], config_name: str | None) -> Iterator[Any]:
+    """Hydra set up with the schema's defaults stored as the config `schema`; yields the config loader.
+
+    Hydra looks for the primary config in one place only: `mmreason.conf`, or the user's folder that holds
+    `config_name`.
+    """
+    ConfigStore.instance().store(
+        name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema"
+    )
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    with initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3"):
+    main = next(
+        (folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None
+    )
+    if main is None:
+        context = initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3")
+    else:
+        context = initialize_config_dir(str(main), job_name="mmreason", version_base="1.3")
+    with context:
         yield GlobalHydra.instance().config_loader()
 
 
-def _group_choices(config_dirs: Sequence[str]) -> Callable[[str], list[str]]:
-    """A lister of group choices: Hydra's own, plus those in the user's folders."""
+def _group_choices(folders: Sequence[Path]) -> Callable[[str], list[str]]:
+    """A lister of group choices: Hydra's own, the package's, and those in the user's folders."""
     loader = GlobalHydra.instance().config_loader()
+    places = [Path(str(importlib.import_module(CONFIG_MODULE).__file__)).parent, *folders]
 
     def choices(group: str) -> list[str]:
-        names = set(loader.get_group_options(group))
-        for place in config_dirs:
-            names |= {file.stem for file in (Path(place) / group).glob("*.yaml")}
-        return sorted(names)
+        files = [file.stem for place in places for file in (place / group).glob("*.yaml")]
+        return sorted({*loader.get_group_options(group), *files})
 
     return choices
 
 
-def _folders(config_dirs: Sequence[str | Path], problems: list[str]) -> list[str]:
+def _folders(places: Sequence[str | Path], problems: list[str]) -> list[Path]:
     folders = []
-    for place in config_dirs:
-        folder = Path(place).expanduser().resolve()
-        if folder.is_dir():
-            folders.append(str(folder))
+    for place in places:
+        folder = _folder(str(place))
+        if folder is not None and folder.is_dir():
+            folders.append(folder)
         else:
-            problems.append(f"--config-dir {place}: no such folder")
+            problems.append(f"config folder {place}: no such folder")
     return folders
 
 
-def _search_path_words(places: Sequence[str]) -> list[str]:
-    return ["hydra.searchpath=[" + ",".join(quote(place) for place in places) + "]"] if places else []
+def _folder(place: str) -> Path | None:
+    """A place in Hydra's notation (`DIR`, `file://DIR`, `pkg://MODULE`) as a folder; `None` if not found."""
+    if not place.startswith("pkg://"):
+        return Path(place.removeprefix("file://")).expanduser().resolve()
+    try:
+        spec = importlib.util.find_spec(place.removeprefix("pkg://"))
+    except ImportError:
+        return None
+    return (
+        Path(next(iter(spec.submodule_search_locations)))
+        if spec and spec.submodule_search_locations
+        else None
+    )
+
+
+def _search_path_words(folders: Sequence[Path]) -> list[str]:
+    if not folders:
+        return []
+    return [
+        "hydra.searchpath=["
+        + ",".join(quote(f"file://{folder}") for folder in folders)
+        + f",pkg://{CONFIG_MODULE}]"
+    ]
 
 
 def _compose(
-    config_name: str, words: Sequence[str], places: Sequence[str], problems: list[str]
+    config_name: str, words: Sequence[str], problems: list[str]
 ) -> tuple[dict[str, Any], dict[str, str | None]] | None:
-    """Hydra's composition as a resolved plain dict and the group choices; `None` with a problem added if it fails."""
+    """Hydra's result as a plain dict, and the group choices; `None` with a problem added if it fails."""
     try:
-        tree = hydra_compose(
-            config_name=config_name, overrides=[*words, *_search_path_words(places)], return_hydra_config=True
-        )
-        choices = {str(k): v for k, v in tree.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+        tree = hydra_compose(config_name=config_name, overrides=list(words), return_hydra_config=True)
+        choices = {
+            str(k): v for k, v in tree.hydra.runtime.choices.items() if not str(k).startswith("hydra/")
+        }
         # Not the hydra section: its interpolations need a running Hydra application.
         keys = [str(key) for key in tree if key != "hydra"]
         missing = [name for key in keys for name in _missing(tree, key)]
@@ -281,19 +333,27 @@ def _missing(tree: DictConfig, key: str) -> list[str]:
     if OmegaConf.is_missing(tree, key):
         return [key]
     value = tree[key]
-    return [f"{key}.{name}" for name in sorted(OmegaConf.missing_keys(value))] if OmegaConf.is_config(value) else []
+    return (
+        [f"{key}.{name}" for name in sorted(OmegaConf.missing_keys(value))]
+        if OmegaConf.is_config(value)
+        else []
+    )
 
 
 def _hydra_problem(error: Exception) -> str:
     """Hydra's own words, without its advice to use `+` (it would only move the problem) and links."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [line for line in lines if not line.startswith(("See ", "To append", "full_key", "object_type", "Set the env"))]
+    kept = [
+        line
+        for line in lines
+        if not line.startswith(("See ", "To append", "full_key", "object_type", "Set the env"))
+    ]
     key = getattr(error, "full_key", None)
     return (f"{key}: " if key else "") + (" ".join(kept) or type(error).__name__)
 
 
 def _run_name(*, _root_: DictConfig) -> str:
-    """Resolver `${run_name:}`: `<recipe>-<model>-<task or data file>-seed<seed>`, the same on every process."""
+    """Resolver `${run_name:}`: `<recipe>-<model>-<task or data file>-seed<seed>`, equal on every process."""
     choices = OmegaConf.select(_root_, "hydra.runtime.choices", default={})
     command = str(OmegaConf.select(_root_, "command"))
     model = Path(str(OmegaConf.select(_root_, "model.name") or "model"))
@@ -325,7 +385,7 @@ def _fit(name: str) -> str:
 
 
 def _validated(raw: dict[str, Any], problems: list[str]) -> RunConfig | None:
-    """Check against the schema, then the reward and task sections against their plug-ins; problems are added."""
+    """Check against the schema, then rewards and task against their plug-ins; problems are added."""
     config = None
     try:
         config = RunConfig.model_validate(raw)
@@ -342,7 +402,7 @@ def _reward_problems(raw: Any) -> list[str]:
     except ValidationError:
         return []  # already reported with the rest of the schema
     bare = [
-        f"reward.{name}={value!r}: a reward takes options, such as reward.{name}.weight=1; reward.{name}=null switches it off"
+        f"reward.{name}={value!r}: a reward takes options, such as reward.{name}.weight=1; null drops it"
         for name, value in (section.model_extra or {}).items()
         if value is not None and not isinstance(value, dict)
     ]
@@ -376,9 +436,13 @@ def _disagreements(config: RunConfig) -> list[str]:
     problems = []
     weights = config.reward.weights()
     if config.command == "train" and not any(weight > 0 for weight in weights.values()):
-        problems.append("reward: no reward has a weight above 0, so there is nothing to learn; set one, such as reward.iou.weight=1")
+        problems.append(
+            "reward: no reward has a weight above 0: nothing to learn from; set one: reward.iou.weight=1"
+        )
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
-        problems.append("sft.phases is empty and data.path is null: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl")
+        problems.append(
+            "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
+        )
     return problems
 
 
@@ -390,9 +454,14 @@ def _missing_files(config: RunConfig) -> list[str]:
     if config.data.image_root is not None and not Path(config.data.image_root).expanduser().is_dir():
         problems.append(f"data.image_root={config.data.image_root}: no such folder")
     if config.resume not in ("none", "auto") and not Path(config.resume).expanduser().is_dir():
-        problems.append(f"resume={config.resume}: no such checkpoint folder; use resume=auto for the newest of this run")
-    if looks_like_folder(config.model.name) and not Path(config.model.name).expanduser().is_dir():
-        problems.append(f"model.name={config.model.name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
+        problems.append(
+            f"resume={config.resume}: no such checkpoint folder; use resume=auto for the newest of this run"
+        )
+    for key, name in (("model.name", config.model.name), ("eval.compare", config.eval.compare or "")):
+        if looks_like_folder(name) and not Path(name).expanduser().is_dir():
+            problems.append(
+                f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME"
+            )
     if Path(config.out).expanduser().is_file():
         problems.append(f"out={config.out}: this is a file; give a folder")
     return problems

@@ -1,6 +1,7 @@
-"""What an option may be, in words: for refusals ("did you mean …") and for the option list of `mmreason train --options`.
+"""What an option may be, in words: for refusals ("did you mean …") and for `mmreason train --options`.
 
-What enters: the pydantic schema, and the errors pydantic raised. What leaves: one-line texts. No Hydra and no torch here.
+What enters: the pydantic schema, and the errors pydantic raised. What leaves: one-line texts. No Hydra and no
+torch here.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ FAMILIAR_NAMES = {
     "attn_implementation": "model.attention",
     "freeze_vision_modules": "model.freeze_vision",
     "lora_r": "model.lora.rank",
+    "r": "model.lora.rank",
     "lora_alpha": "model.lora.alpha",
     "output_dir": "out",
     "run_name": "name",
@@ -93,17 +95,20 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 def suggest(key: str, known: Sequence[str] | None = None) -> str:
     """Return ` Did you mean 'x'?` for the known dotted key nearest to `key`, or an empty string.
 
-    The last part of the key counts most, then the section: `trainer.lr` is near `trainer.learning_rate` by its
-    initials, `traner.steps` near `trainer.steps`.
+    The last part of the key counts most, then the section: `trainer.lr` is near `trainer.learning_rate` by
+    its initials, `traner.steps` near `trainer.steps`.
     """
     known = known_keys() if known is None else known
-    familiar = FAMILIAR_NAMES.get(key.rpartition(".")[2])
-    if familiar in known:
-        return f" Did you mean '{familiar}'?"
-    best = max(known, key=lambda candidate: _likeness(key, candidate), default=None)
-    if best is None or _likeness(key, best) < 0.62:
-        return ""
-    return f" Did you mean '{best}'?"
+    name = key.rpartition(".")[2]
+    best = max(known, key=lambda candidate: _likeness(key, candidate), default="")
+    likeness = _likeness(key, best)
+    elsewhere = FAMILIAR_NAMES.get(name)
+    if elsewhere is None and likeness < 0.8:
+        close = difflib.get_close_matches(name, FAMILIAR_NAMES, n=1, cutoff=0.8)
+        elsewhere = FAMILIAR_NAMES[close[0]] if close else None
+    if elsewhere in known:
+        return f" Did you mean '{elsewhere}'?"
+    return f" Did you mean '{best}'?" if likeness >= 0.62 else ""
 
 
 def suggest_word(word: str, known: Sequence[str]) -> str:
@@ -185,13 +190,22 @@ def _expected(annotation: Any, metadata: Sequence[Any]) -> str:
     if origin is Literal:
         return "one of: " + ", ".join(str(choice) for choice in get_args(annotation))
     if origin in (Union, types.UnionType):
-        return ", or ".join(_expected(choice, metadata if choice is not types.NoneType else ()) for choice in get_args(annotation))
+        return ", or ".join(
+            _expected(choice, metadata if choice is not types.NoneType else ())
+            for choice in get_args(annotation)
+        )
     if origin is tuple:
-        section = _section(get_args(annotation)[0])
-        inner = "sections with " + ", ".join(section.model_fields) if section else _expected(get_args(annotation)[0], ())
-        return f"a list, each {inner}"
+        items = get_args(annotation)
+        section = _section(items[0])
+        inner = "a section with " + ", ".join(section.model_fields) if section else _expected(items[0], ())
+        return f"a list{'' if items[-1] is Ellipsis else f' of {len(items)}'}, each {inner}"
     word = _TYPE_NAMES.get(annotation, str(getattr(annotation, "__name__", annotation)))
-    limits = [f"{sign} {_show(getattr(item, name))}" for item in _flat(metadata) for name, sign in _LIMITS if hasattr(item, name)]
+    limits = [
+        f"{sign} {_show(getattr(item, name))}"
+        for item in _flat(metadata)
+        for name, sign in _LIMITS
+        if hasattr(item, name)
+    ]
     patterns = [f"matching {item.pattern}" for item in _flat(metadata) if getattr(item, "pattern", None)]
     filled = ["that is not empty" for item in _flat(metadata) if getattr(item, "min_length", None)]
     return " ".join([word, " and ".join(limits), *(patterns or filled)]).replace("  ", " ").strip()

@@ -1,9 +1,9 @@
 """The command line's `key=value` words, before Hydra sees them.
 
-What enters: the words as typed. What leaves: words in Hydra's grammar, or `ConfigError`-style problem texts. Done here:
-the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`; group choices checked by name; every other `key=value` turned
-into Hydra's `++key=value`, so that a wrong key reaches the strict schema, which names all wrong keys at once and
-suggests the right ones; and the grid of a `-m` sweep.
+What enters: the words as typed. What leaves: words in Hydra's grammar, and texts that say what is wrong with
+the others. Here are the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`, the check of group choices, and
+the grid of a `-m` sweep. Every other `key=value` becomes Hydra's `++key=value`, so that a wrong key reaches
+the strict schema, which names all wrong keys at once and suggests the right ones.
 """
 
 from __future__ import annotations
@@ -30,6 +30,11 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: Model options that a checkpoint inherits from the run that made it.
 _INHERITED = ("min_pixels", "max_pixels", "instruction")
 _FAMILY_GROUPS = {"qwen2_vl": "qwen2_vl_2b", "qwen2_5_vl": "qwen2_5_vl_3b", "qwen3_vl": "qwen3_vl_4b"}
+#: What a group's option may be beyond the group's files.
+_BEYOND_GROUPS = {
+    "model": "; also a folder or a hub id ORG/NAME",
+    "task": "; a plug-in's task: task.name=PACKAGE/NAME",
+}
 #: Hidden sizes up to this are toys: the embedded model's settings suit them.
 _TINY_HIDDEN_SIZE = 512
 
@@ -40,8 +45,6 @@ class Prepared:
 
     words: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    #: Extra config folders given as `hydra.searchpath=[…]`.
-    search_path: list[str] = field(default_factory=list)
 
 
 def prepare(words: Sequence[str], group_choices: GroupChoices) -> Prepared:
@@ -53,6 +56,8 @@ def prepare(words: Sequence[str], group_choices: GroupChoices) -> Prepared:
         key, equals, value = word.partition("=")
         if equals and key == "data":
             short.append(f"data.path={quote(_unquoted(value))}")
+        elif equals and key.lstrip("+") == "eval.compare":
+            plain.append(f"eval.compare={quote(weights_place(_unquoted(value)))}")
         elif equals and key == "model" and _is_model_place(_unquoted(value), group_choices):
             short += model_words(_unquoted(value))
         else:
@@ -61,6 +66,23 @@ def prepare(words: Sequence[str], group_choices: GroupChoices) -> Prepared:
     for word in [*short, *plain]:
         _prepare_word(word, group_choices, prepared)
     return prepared
+
+
+def split_search_path(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take `hydra.searchpath=[…]` out of the words: the places it names, and the other words."""
+    places: list[str] = []
+    others: list[str] = []
+    for word in words:
+        if not word.lstrip("+").startswith("hydra.searchpath="):
+            others.append(word)
+            continue
+        try:
+            value = parse(word).value()
+        except ValueError:
+            others.append(word)  # reported with the other words
+            continue
+        places += [str(place) for place in (value if isinstance(value, list) else [value])]
+    return places, others
 
 
 def expand_sweep(words: Sequence[str]) -> list[list[str]]:
@@ -95,7 +117,9 @@ def parse(word: str) -> Override:
         reason = str(error).splitlines()[0]
         if "=" not in word:
             raise ValueError(f"{word}: expected key=value, such as trainer.steps=100") from error
-        raise ValueError(f"{word}: not in Hydra's override grammar ({reason}); quote it: {_quoted_word(word)}") from error
+        raise ValueError(
+            f"{word}: not in Hydra's override grammar ({reason}); quote it: {_quoted_word(word)}"
+        ) from error
 
 
 def quote(value: str) -> str:
@@ -109,17 +133,17 @@ def quote(value: str) -> str:
 
 
 def model_words(place: str) -> list[str]:
-    """Words for `model=PLACE`: the group that suits the family, the name, and what a run's checkpoint inherits.
+    """Words for `model=PLACE`: the group that suits the family, the name, what a run's checkpoint inherits.
 
-    `place` is a hub id, a folder with weights, or a run folder (its `final/` is meant). A folder written by mmreason
-    keeps the pixel budget and the instruction it was trained with, read from the run's `config.yaml`.
+    `place` is a hub id, a folder with weights, or a run folder (its `final/` is meant). A folder written by
+    mmreason keeps the pixel budget and the instruction it was trained with, read from the run's
+    `config.yaml`.
     """
     folder = Path(place).expanduser()
     if not folder.is_dir():
         return [f"model={_group_of_hub_id(place)}", f"model.name={quote(place)}"]
     run_config = _yaml(folder / "config.yaml") or _yaml(folder.parent / "config.yaml")
-    if (folder / "config.yaml").is_file() and (folder / "final").is_dir():
-        folder = folder / "final"
+    folder = Path(weights_place(place))
     words = [f"model={_group_of_folder(folder)}", f"model.name={quote(str(folder))}"]
     model = run_config.get("model")
     if isinstance(model, dict) and "command" in run_config:
@@ -127,6 +151,14 @@ def model_words(place: str) -> list[str]:
             if isinstance(model.get(name), (int, str)):
                 words.append(f"model.{name}={quote(str(model[name]))}")
     return words
+
+
+def weights_place(place: str) -> str:
+    """Where the weights are: `final/` of a run folder; anything else is returned as it is (`~` expanded)."""
+    folder = Path(place).expanduser()
+    if (folder / "config.yaml").is_file() and (folder / "final").is_dir():
+        return str(folder / "final")
+    return str(folder) if folder.is_dir() else place
 
 
 def _prepare_word(word: str, group_choices: GroupChoices, prepared: Prepared) -> None:
@@ -138,13 +170,12 @@ def _prepare_word(word: str, group_choices: GroupChoices, prepared: Prepared) ->
     key = override.key_or_group
     if override.is_sweep_override():
         prepared.problems.append(
-            f"{word}: a list of values is a sweep; add -m to run one job for each, or write key=[a,b] for a list"
+            f"{word}: several values are a sweep: add -m for one job each, or write key=[a,b] for a list"
         )
-    elif key == "hydra.searchpath":
-        value = override.value()
-        prepared.search_path += [str(place) for place in (value if isinstance(value, list) else [value])]
     elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        prepared.problems.append(f"{word}: of Hydra's own options only hydra.searchpath is read; use out= and name=")
+        prepared.problems.append(
+            f"{word}: of Hydra's own options only hydra.searchpath is read; use out= and name="
+        )
     elif override.is_delete():
         prepared.words.append(word)
     elif choices := group_choices(key):
@@ -164,9 +195,9 @@ def _group_problem(group: str, value: Any, choices: list[str]) -> str:
         return ""
     if isinstance(value, list) and all(item in choices for item in value):
         return ""
-    more = "; also a folder or a hub id ORG/NAME" if group == "model" else ""
     near = suggest_word(str(value), choices)
-    return f"{group}={value}: no such choice.{near} Choices: {', '.join(choices)}{more}."
+    known = ", ".join(choices) + _BEYOND_GROUPS.get(group, "")
+    return f"{group}={value}: no such choice.{near} Choices: {known}."
 
 
 def _is_model_place(value: str, group_choices: GroupChoices) -> bool:
@@ -176,7 +207,7 @@ def _is_model_place(value: str, group_choices: GroupChoices) -> bool:
 
 
 def looks_like_folder(name: str) -> bool:
-    """Whether a model name can only be a folder, so that a missing one is an error before any download is tried."""
+    """Whether a model name can only be a folder: then a missing one is refused before any download."""
     return name.startswith(("/", "~", ".")) or ("/" in name and not _HUB_ID.fullmatch(name))
 
 

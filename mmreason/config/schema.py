@@ -39,7 +39,11 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which policy, and how it is loaded."""
 
-    name: str = Field("tiny", min_length=1, description="'tiny' (embedded), a local folder, or a hub id")
+    name: str = Field(
+        "tiny",
+        min_length=1,
+        description="'tiny' (embedded), a local folder, a hub id, or 'random:<family>' (tiny and untrained)",
+    )
     revision: str | None = Field(None, description="hub revision to pin; written to the run record")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="weights; auto = bfloat16 on a GPU, float32 on a CPU"
@@ -173,6 +177,13 @@ class SftConfig(Section):
     batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
 
 
+class EvalConfig(Section):
+    """Held-out evaluation by `mmreason eval`."""
+
+    compare: str | None = Field(None, description="second model (name, folder or hub id), compared row by row with `model`")
+    temperature: NonNegativeFloat = Field(0.0, description="0 = greedy; above 0 samples at that temperature")
+
+
 class RunConfig(Section):
     """The whole run."""
 
@@ -192,6 +203,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
+    eval: EvalConfig = Field(default_factory=EvalConfig)
 
     @property
     def rows_per_step(self) -> int:

@@ -24,12 +24,16 @@ from mmreason.config.schema import LoraConfig, ModelConfig
 from mmreason.errors import DataError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
-from mmreason.policy.tiny import TINY_VLM_DIR
+from mmreason.policy.tiny import TINY_VLM_DIR, build_model, build_processor
 from mmreason.records import ImageGeometry, Message, Rollout, Row
 from mmreason.text import extract_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+
+#: `model.name=random:qwen2_5_vl` starts from untrained weights of a tiny model of that family.
+RANDOM_PREFIX = "random:"
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,23 @@ class Policy:
     # ------------------------------------------------------------------ loading
 
     @classmethod
-    def load(cls, config: ModelConfig, device: str | torch.device | None = None) -> Policy:
-        """Load the tiny model (`name="tiny"`), a local folder, or a hub id.
+    def load(cls, config: ModelConfig, device: str | torch.device | None = None, seed: int = 0) -> Policy:
+        """Load the tiny model (`name="tiny"`), a local folder, a hub id, or `random:<family>` (tiny, untrained).
+
+        Args:
+            config: which model and how.
+            device: default: the GPU where there is one.
+            seed: seed of the weights of `random:<family>`; otherwise unused.
 
         Raises:
             ModelError: the name cannot be found or reached, or is not a known family; says what to do.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if config.name.startswith(RANDOM_PREFIX):
+            family = family_of(config.name.removeprefix(RANDOM_PREFIX))
+            processor = build_processor(family.model_type, config.min_pixels, config.max_pixels)
+            untrained = build_model(family.model_type, seed=seed, processor=processor)
+            return cls.wrap(untrained.to(device), processor, config)
         source = resolve_source(config.name)
         dtype = resolve_dtype(config.dtype, device)
         try:

@@ -10,6 +10,7 @@ for each whole number up to 255: a box is nine tokens, and one coordinate is one
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 TINY_VLM_DIR = Path(__file__).with_name("tiny_vlm")
 
 MAX_NUMBER_TOKEN = 255
+
+#: Rotary bases fitted to tiny pictures. The usual bases turn height and width by less than a hundredth of a radian across a
+#: grid of four tokens, and the model then needs thousands of steps to find out where anything is; with these, a few hundred.
+TEXT_ROPE_THETA, VISION_ROPE_THETA = 4.0, 10.0
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -139,7 +144,7 @@ def build_model(
         "num_key_value_heads": hidden_size // 32,
         "max_position_embeddings": 4096,
         "initializer_range": 0.04,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": TEXT_ROPE_THETA, "mrope_section": [2, 7, 7]},
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -151,6 +156,7 @@ def build_model(
         "patch_size": family.patch_size,
         "spatial_merge_size": family.merge_size,
         "initializer_range": 0.04,
+        "rope_parameters": {"rope_type": "axial", "rope_theta": VISION_ROPE_THETA},
     }
     if model_type == "qwen2_vl":
         vision |= {"embed_dim": vision_hidden_size, "hidden_size": hidden_size, "mlp_ratio": 2}
@@ -184,6 +190,20 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    _order_number_embeddings(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _order_number_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Start number tokens on a smooth curve, so that 41 and 42 are neighbours before training (arXiv 2502.09741)."""
+    import torch
+
+    weight = model.get_input_embeddings().weight
+    half = weight.shape[1] // 2
+    periods = torch.logspace(math.log10(6), math.log10(600), half)
+    angle = 2 * math.pi * torch.arange(MAX_NUMBER_TOKEN + 1)[:, None] / periods
+    curve = 0.06 * math.sqrt(2) * torch.cat([angle.cos(), angle.sin()], dim=1)
+    with torch.no_grad():
+        weight[[tokenizer.convert_tokens_to_ids(str(n)) for n in range(MAX_NUMBER_TOKEN + 1)]] = curve

@@ -1,10 +1,10 @@
 """Builds `report.html`: one file without any network access, opened from disk.
 
-What enters: a run folder, finished, running or damaged in parts. What leaves: the page. Everything that a model
-or a data file wrote reaches the page as escaped JSON and is put there as text nodes; a Content-Security-Policy
-allows nothing but this page's own script and style (by hash) and `data:` pictures.
+What enters: a run folder, finished, running or damaged in parts. What leaves: the page. Everything that a
+model or a data file wrote reaches the page as escaped JSON and is put there as text nodes; a
+Content-Security-Policy allows nothing but this page's own script and style (by hash) and `data:` pictures.
 
-The page's script is one file per concern (`SCRIPTS`), joined here; each adds one property to `window.mmreason`.
+The page's script is one file per concern (`SCRIPTS`), joined here; each adds a property to `window.mmreason`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def score_rows(summary: Mapping[str, Any]) -> list[Json]:
     """Rows of the table of held-out scores: name, `before`, `after` and `difference`.
 
     Each of the three is `None` or `{"mean", "low", "high", "n"}`, any of which but `mean` may be `None`;
-    `clear` says whether the difference's interval stays clear of zero (`"up"`, `"down"` or `""`).
+    `verdict` says whether the difference's interval stays clear of zero (`"up"`, `"down"` or `""`).
     """
     sections = {key: summary.get(key) for key in _SCORES}
     tables = {key: value if isinstance(value, Mapping) else {} for key, value in sections.items()}
@@ -168,10 +168,10 @@ def score_rows(summary: Mapping[str, Any]) -> list[Json]:
         cells = {key: _interval(table.get(name)) for key, table in tables.items()}
         if not any(cells.values()):
             continue
-        row: Json = {"name": shorten(str(name), 60), **cells, "clear": ""}
+        row: Json = {"name": shorten(str(name), 60), **cells, "verdict": ""}
         difference = cells["difference"]
         if difference and difference["low"] is not None and difference["high"] is not None:
-            row["clear"] = "up" if difference["low"] > 0 else "down" if difference["high"] < 0 else ""
+            row["verdict"] = "up" if difference["low"] > 0 else "down" if difference["high"] < 0 else ""
         elif difference is None and cells["before"] and cells["after"]:
             change = cells["after"]["mean"] - cells["before"]["mean"]
             row["difference"] = {"mean": change, "low": None, "high": None, "n": None}

@@ -17,17 +17,20 @@
     { title: "Answers that do not parse", keys: ["parse_failures"], note: "share of completions" },
     { title: "Gradient norm", keys: ["grad_norm"] },
     { title: "Seconds per step", keys: ["step_seconds"] },
+    { title: "Seconds by stage", prefix: "seconds/" },
     { title: "Loss", keys: ["loss"] },
   ];
 
-  /** Round tick values that cover [low, high]. */
+  /** Round tick values within [low, high], each with its text: all with as many decimals as their distance needs. */
   function ticks(low, high) {
     const raw = (high - low) / 3 || 1;
     const unit = Math.pow(10, Math.floor(Math.log10(raw)));
     const step = [1, 2, 5, 10].map((k) => k * unit).find((s) => s >= raw);
     const found = [];
     for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
-    return found;
+    const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    const text = (value) => decimals > 6 || high >= 1e6 ? show(value) : value.toFixed(decimals).replace(/^-0(\.0*)?$/, "0").replace("-", "−");
+    return found.map((value) => [value, text(value)]);
   }
 
   /** Mean over a window of neighbours, so that a trend shows in a noisy curve. */
@@ -68,7 +71,7 @@
     }
     if (low >= 0 && low < high * 0.6) low = 0;
     if (high <= 1 && high > 0.75 && low >= 0) high = 1;
-    if (low === high) { const pad = Math.abs(low) * 0.1 || 0.5; low -= low === 0 ? 0 : pad; high += pad; }
+    if (low === high) { const pad = Math.abs(low) * 0.2 || 1; low -= low === 0 ? 0 : pad; high += pad; }
     if (start === end) { start -= 0.5; end += 0.5; }
     return { low, high, start, end };
   }
@@ -84,10 +87,10 @@
     const label = panel.title + ". " + names.map((name, i) => describe(name, curves[i])).join("; ");
     const plot = svg("svg", { viewBox: "0 0 " + WIDTH + " " + HEIGHT, class: "plot", role: "img", "aria-label": label });
 
-    for (const tick of ticks(box.low, box.high)) {
+    for (const [tick, text] of ticks(box.low, box.high)) {
       plot.append(
         svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: toY(tick), y2: toY(tick), class: "grid" }),
-        svg("text", { x: LEFT - 6, y: toY(tick) + 3.5, class: "tick", "text-anchor": "end" }, show(tick)));
+        svg("text", { x: LEFT - 6, y: toY(tick) + 3.5, class: "tick", "text-anchor": "end" }, text));
     }
     const steps = [...new Set([Math.ceil(box.start), Math.round((box.start + box.end) / 2), Math.floor(box.end)])];
     steps.forEach((x, i) => plot.append(svg("text", {

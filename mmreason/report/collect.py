@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CH
         "step": number(first.get("step")),
         "dataset": shorten(str(first.get("dataset") or ""), 100),
         "prompt": [_describe_message(message) for message in _items(first.get("messages"))[:MAX_ITEMS]],
-        "target": _describe_target(target),
+        "target": _describe_target(target, labels, true_boxes),
         "labels": labels,
         "true_boxes": [] if true_boxes is None else true_boxes.xyxy.tolist(),
         "images": [_describe_image(image) for image in images],
@@ -220,9 +221,10 @@ def _describe_rollout(
 def _causes(
     record: Record, answer: str | None, boxes: Boxes | None, true_boxes: Boxes | None, overlap: float | None
 ) -> Iterator[str]:
-    """Why a rollout may have earned nothing: `format`, `no_box`, `box_off`, `length`."""
+    """Why a rollout may have earned nothing: `format`, `no_box`, `box_off`, `wrong`, `length`."""
     rewards = record.get("rewards")
-    format_score = number(rewards.get("format")) if isinstance(rewards, Mapping) else None
+    rewards = rewards if isinstance(rewards, Mapping) else {}
+    format_score = number(rewards.get("format"))
     if answer is None or (format_score is not None and format_score <= 0):
         yield "format"
     if true_boxes is not None and len(true_boxes) and boxes is not None:
@@ -230,6 +232,11 @@ def _causes(
             yield "no_box"
         if len(boxes) and (overlap is None or overlap < IOU_HIT):
             yield "box_off"
+    target = record.get("target")
+    if answer is not None and isinstance(target, Mapping) and isinstance(target.get("answer"), str):
+        scores = [number(value) for name, value in rewards.items() if name != "format"]
+        if scores and all(score is not None and score <= 0 for score in scores):
+            yield "wrong"
     if record.get("stop_reason") == "length":
         yield "length"
 
@@ -274,21 +281,26 @@ def _describe_image(image: Record) -> dict[str, Any]:
 
 
 def _describe_message(message: object) -> dict[str, str]:
-    """Role and text of a chat message; `🖼` stands where an image is."""
+    """Role and text of a chat message; `[image]` stands where one is."""
     if not isinstance(message, Mapping):
         return {"role": "", "text": shorten(str(message), MAX_PROMPT_CHARS)}
     content = message.get("content")
     if not isinstance(content, str):
         parts = [part for part in _items(content) if isinstance(part, Mapping)]
         content = " ".join(
-            "🖼" if part.get("type") == "image" else str(part.get("text", "")) for part in parts
+            "[image]" if part.get("type") == "image" else str(part.get("text", "")) for part in parts
         )
     return {"role": shorten(str(message.get("role", "")), 20), "text": shorten(content, MAX_PROMPT_CHARS)}
 
 
-def _describe_target(target: Record) -> str:
+def _describe_target(target: Record, labels: Sequence[str], true_boxes: Boxes | None) -> str:
+    """The truth in words: an answer, or labelled boxes in original pixels; else the target as JSON."""
     if isinstance(target.get("answer"), str):
         return shorten(target["answer"], MAX_PROMPT_CHARS)
+    if true_boxes is not None and set(target) <= {"boxes", "labels"}:
+        boxes = [f"[{', '.join(f'{value:.0f}' for value in box)}]" for box in true_boxes.xyxy.tolist()]
+        named = [f"{label} {box}".strip() for label, box in zip_longest(labels, boxes, fillvalue="")]
+        return shorten("\n".join(named), MAX_PROMPT_CHARS)
     return shorten(json.dumps(target, ensure_ascii=False), MAX_PROMPT_CHARS) if target else ""
 
 

@@ -5,7 +5,7 @@
 
   const CAUSES = [
     ["", "any outcome"], ["format", "format failed"], ["no_box", "no box parsed"],
-    ["box_off", "box off (overlap below 0.5)"], ["length", "cut at the length limit"],
+    ["box_off", "box off (overlap below 0.5)"], ["wrong", "answer wrong"], ["length", "cut at the length limit"],
   ];
   const ORDERS = {
     "step-up": ["step, first to last", (a, b) => a.step - b.step],
@@ -62,13 +62,15 @@
     const datasets = [...new Set(groups.map((g) => g.dataset))].filter(Boolean).sort();
     const option = ([value, text]) => el("option", { value }, text);
     const field = (id, text, input) => el("label", { class: "field", for: id }, el("span", {}, text), input);
+    const together = (text, ...inputs) => el("div", { class: "field", role: "group", "aria-label": text },
+      el("span", {}, text), el("span", { class: "pair" }, inputs));
     const pick = (id, choices) => el("select", { id }, choices.map(option));
-    const num = (id, text) => el("input", { id, type: "number", step: "any", placeholder: text, "aria-label": text });
+    const num = (id, text, name) => el("input", { id, type: "number", step: "any", placeholder: text, "aria-label": name });
     const controls = {
       query: el("input", { id: "f-query", type: "search", placeholder: "words in prompt or completion", autocomplete: "off" }),
-      from: num("f-from", "first step"), to: num("f-to", "last step"),
-      part: pick("f-part", [["", "total reward"], ...parts.map((name) => [name, name])]),
-      low: num("f-low", "at least"), high: num("f-high", "at most"),
+      from: num("f-from", "from", "first step"), to: num("f-to", "to", "last step"),
+      part: pick("f-part", [["", "total"], ...parts.map((name) => [name, name])]),
+      low: num("f-low", "min", "least reward"), high: num("f-high", "max", "greatest reward"),
       why: pick("f-why", CAUSES),
       dataset: pick("f-dataset", [["", "all data"], ...datasets.map((name) => [name, name])]),
       order: pick("f-order", Object.entries(ORDERS).map(([key, [text]]) => [key, text])),
@@ -88,8 +90,8 @@
       onsubmit: (event) => event.preventDefault(), oninput: later,
       onreset: () => setTimeout(() => changed(read()), 0) },
       field("f-query", "Search", controls.query),
-      el("fieldset", { class: "field" }, el("legend", {}, "Steps"), el("span", { class: "pair" }, controls.from, controls.to)),
-      el("fieldset", { class: "field" }, el("legend", {}, "Reward"), el("span", { class: "pair" }, controls.part, controls.low, controls.high)),
+      together("Steps", controls.from, controls.to),
+      together("Reward", controls.part, controls.low, controls.high),
       field("f-why", "Why 0", controls.why),
       datasets.length > 1 ? field("f-dataset", "Data", controls.dataset) : null,
       field("f-order", "Sort by", controls.order),

@@ -4,17 +4,17 @@
   const { el, svg, show } = mmreason.dom;
 
   const PAGE = 8;
-  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", box_off: "box off", length: "cut at the limit" };
+  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", box_off: "box off", wrong: "answer wrong", length: "cut at the limit" };
 
   function advantage(value) {
     if (value === null) return null;
     const sign = value > 1e-9 ? "up" : value < -1e-9 ? "down" : "zero";
-    const length = Math.min(1, Math.abs(value) / 2.5) * 30;
+    const length = Math.min(1, Math.abs(value) / 2.5) * 19;
     return el("span", { class: "advantage " + sign, title: "advantage: how much better than its group" },
-      svg("svg", { viewBox: "0 0 62 10", class: "bar", "aria-hidden": "true" },
-        svg("line", { x1: 31, x2: 31, y1: 0, y2: 10, class: "grid" }),
-        svg("rect", { x: value < 0 ? 31 - length : 31, y: 2, width: length, height: 6, rx: 1.5 })),
-      "advantage ", el("b", {}, show(value, true)));
+      "advantage ", el("b", {}, show(value, true)),
+      svg("svg", { viewBox: "0 0 40 10", class: "bar", "aria-hidden": "true" },
+        svg("line", { x1: 20, x2: 20, y1: 0, y2: 10, class: "axis" }),
+        svg("rect", { x: value < 0 ? 20 - length : 20, y: 2, width: length, height: 6, rx: 1.5 })));
   }
 
   function rollout(item, number, query, picture, pinned) {
@@ -25,8 +25,8 @@
       el("header", {},
         el("span", { class: "number" }, "#" + number),
         el("span", { class: "reward" }, "reward ", el("b", {}, show(item.reward))),
-        parts, advantage(item.advantage),
-        item.iou === null ? null : el("span", { class: "part", title: "best overlap of a predicted with a true box" }, "overlap ", el("b", {}, show(item.iou))),
+        advantage(item.advantage), parts,
+        item.iou === null || Math.abs(item.iou - item.rewards.iou) < 0.005 ? null : el("span", { class: "part", title: "best overlap of a predicted with a true box" }, "overlap ", el("b", {}, show(item.iou))),
         el("span", { class: "part" }, el("b", {}, show(item.tokens)), " tokens"),
         item.stop && item.stop !== "stop" ? el("span", { class: "part" }, "ended by ", el("b", {}, item.stop)) : null,
         item.why.map((why) => el("span", { class: "cause" }, CAUSE_TEXT[why] || why))),

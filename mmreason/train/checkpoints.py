@@ -1,9 +1,10 @@
 """Checkpoints that are whole or absent, and can be continued exactly.
 
-What enters: a folder in which the trainer has written weights, optimizer, schedule and random states. What leaves: a
-`checkpoint-<step>/` that appears in one rename, with a manifest (size and SHA-256 of every file, digest of the weights,
-the run's configuration), and the functions that find, check and load one. The loader is strict: a weight that is missing
-or unknown is an error, because the stock trainer's lenient one silently keeps a Qwen2.5-VL's base weights.
+What enters: a folder in which the trainer has written weights, optimizer, schedule and random states. What
+leaves: a `checkpoint-<step>/` that appears in one rename (`SealedCheckpoints`, for any trainer), with a
+manifest (size and SHA-256 of every file, digest of the weights, the run's configuration), and the functions
+that find, check and load one. The loader is strict: a weight that is missing or unknown is an error, because
+the stock trainer's lenient one silently keeps a Qwen2.5-VL's base weights.
 """
 
 from __future__ import annotations
@@ -11,22 +12,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
 
 from mmreason.errors import ResumeError
 from mmreason.run_records import RunFolder, to_plain, write_atomically
-
-if TYPE_CHECKING:
-    import torch
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _HASH_BLOCK_BYTES = 1 << 22
 
-#: Options that may differ when a run is continued: they change neither rollouts nor updates. Everything else must be equal.
+#: Options that may differ when a run is continued: they change neither rollouts nor updates. Everything else
+#: must be equal.
 FREE_OPTIONS = (
     "name",
     "out",
@@ -65,8 +70,17 @@ def seal(folder: Path, step: int, weights: str | None, config: Mapping[str, Any]
     files = {}
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         _flush_to_disk(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-    manifest = {"format": _FORMAT, "step": step, "weights": weights, "config": to_plain(config), "files": files}
+        files[path.relative_to(folder).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": _file_digest(path),
+        }
+    manifest = {
+        "format": _FORMAT,
+        "step": step,
+        "weights": weights,
+        "config": to_plain(config),
+        "files": files,
+    }
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     _flush_to_disk(folder)
 
@@ -87,8 +101,6 @@ def prune(run: RunFolder, keep: int) -> None:
 
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every parameter and saved buffer, in a fixed order."""
-    import torch
-
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
@@ -159,10 +171,14 @@ def find_checkpoint(resume: str, run: RunFolder, say: Callable[[str], None] = pr
         return found
     folder = Path(resume)
     if not folder.is_dir():
-        raise ResumeError(f"resume={resume}: there is no such folder. Give a checkpoint folder, or resume=auto.")
+        raise ResumeError(
+            f"resume={resume}: there is no such folder. Give a checkpoint folder, or resume=auto."
+        )
     problem = problem_with(folder)
     if problem is not None:
-        raise ResumeError(f"resume={resume}: {problem}. Give an older checkpoint, or resume=auto to pick the newest whole one.")
+        raise ResumeError(
+            f"resume={resume}: {problem}. Give an older checkpoint, or resume=auto to pick the newest whole one."
+        )
     return folder
 
 
@@ -181,15 +197,21 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) 
         ResumeError: names every option that differs, with both values.
     """
     old, new = dict(_flatten(to_plain(saved))), dict(_flatten(to_plain(now)))
-    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
+    differing = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)
+    ]
     steps = "trainer.steps"
     if old.get(steps) != new.get(steps):
         if new["trainer.lr_schedule"] not in _OPEN_ENDED_SCHEDULES:
             differing.append(steps)
         elif new[steps] < step:
-            raise ResumeError(f"the checkpoint has done {step} steps, more than trainer.steps={new[steps]}. Ask for more steps.")
+            raise ResumeError(
+                f"the checkpoint has done {step} steps, more than trainer.steps={new[steps]}. Ask for more steps."
+            )
     if differing:
-        lines = "\n".join(f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now" for key in differing)
+        lines = "\n".join(
+            f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now" for key in differing
+        )
         raise ResumeError(
             f"this run cannot continue the checkpoint, because these options change what it computes:\n{lines}\n"
             "Set them back, or start a new run from the checkpoint's weights: model=<checkpoint folder> name=<new name>."
@@ -225,8 +247,11 @@ def load_weights(model: Any, folder: Path) -> None:
         if hasattr(model, "peft_config"):
             _load_adapters(model, folder)
         else:
-            # from_pretrained knows the names under which each family's weights are stored; load_state_dict does not.
-            saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True, use_safetensors=True)
+            # from_pretrained knows the names under which each family's weights are stored; load_state_dict
+            # does not.
+            saved = type(model).from_pretrained(
+                folder, dtype=model.dtype, local_files_only=True, use_safetensors=True
+            )
             model.load_state_dict(saved.state_dict(), strict=True)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ResumeError(f"the weights in {folder} do not fit the model: {error}") from error
@@ -238,6 +263,63 @@ def load_weights(model: Any, folder: Path) -> None:
         )
 
 
+class SealedCheckpoints:
+    """Mixin for a transformers `Trainer`: its checkpoints are sealed, published in one rename, and loaded strictly.
+
+    The trainer sets the three attributes before its own `__init__` ends, and inherits from this class first.
+
+    Attributes:
+        folder: the run folder.
+        keep_checkpoints: older ones are removed.
+        identity: the run's configuration as plain data, kept in the manifest for `check_same_run`.
+    """
+
+    folder: RunFolder
+    keep_checkpoints: int
+    identity: Mapping[str, Any]
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Why: while a checkpoint is being written it lies aside, so that no half of one ever has a checkpoint's name."""
+        return str(self._staging or super()._get_output_dir(trial))  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Why: seal the checkpoint with a manifest and publish it in one rename."""
+        trainer: Any = self
+        name = f"checkpoint-{trainer.state.global_step}"
+        staging = self.folder.path / ".saving"
+        if trainer.is_world_process_zero():
+            shutil.rmtree(staging, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._staging = None
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            # A pickle of the arguments that nothing reads; the manifest holds the configuration.
+            (staging / name / "training_args.bin").unlink(missing_ok=True)
+            digest = None if self._engine_shards_weights else weights_digest(trainer.model)
+            seal(staging / name, trainer.state.global_step, digest, self.identity)
+            publish(staging / name, self.folder.path / name)
+            shutil.rmtree(staging)
+            prune(self.folder, self.keep_checkpoints)
+        trainer.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Why: the stock loader is lenient and leaves a full-weight Qwen2.5-VL at its base weights."""
+        if self._engine_shards_weights:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+        else:
+            load_weights(model or self.model, Path(resume_from_checkpoint))  # type: ignore[attr-defined]
+
+    @property
+    def _engine_shards_weights(self) -> bool:
+        trainer: Any = self
+        return bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+
+
 def _load_adapters(model: Any, folder: Path) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -247,6 +329,41 @@ def _load_adapters(model: Any, folder: Path) -> None:
         result = set_peft_model_state_dict(model, weights, adapter_name=adapter)
         if result.unexpected_keys:
             raise ResumeError(f"{source}: unknown adapter weights {sorted(result.unexpected_keys)[:3]}")
+
+
+# ---------------------------------------------------------------------- random states
+
+
+@dataclass(frozen=True)
+class RandomStates:
+    """Where Python's, numpy's and torch's global generators stand."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor]
+
+    @classmethod
+    def capture(cls) -> RandomStates:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Whatever draws random numbers inside leaves no trace outside."""
+    states = RandomStates.capture()
+    try:
+        yield
+    finally:
+        states.restore()
 
 
 # ---------------------------------------------------------------------- files

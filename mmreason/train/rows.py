@@ -1,9 +1,9 @@
 """Rows for training: an endless, seeded order over a task or a file, prepared once per prompt.
 
-What enters: a task or the rows of a file, and the policy that resizes their images. What leaves: `TrainingRows`, which answers
-"what is the prompt at position p" the same way in every process and after every restart. A position is the number
-of a prompt counted from the start of the run; the trainer's dataset holds nothing but positions, so that rows are drawn and
-images decoded only when completions are really sampled.
+What enters: a task or the rows of a file, and the policy that resizes their images. What leaves:
+`TrainingRows`, which answers "what is the prompt at position p" the same way in every process and after every
+restart. A position is the number of a prompt counted from the start of the run; the trainer's dataset holds
+nothing but positions, so that rows are drawn and images decoded only when completions are really sampled.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from mmreason.errors import DataError, ImageError
+from mmreason.errors import DataError, ImageError, MMReasonError
 from mmreason.records import Row
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class FileRows:
 
     def __init__(self, rows: Sequence[Row], seed: int) -> None:
         if not rows:
-            raise DataError("there is no row to train on. Check data.path, and that data.eval_share leaves some rows for training.")
+            raise DataError(
+                "there is no row to train on. Check data.path, and that data.eval_share leaves some rows for training."
+            )
         self.rows = rows
         self.seed = seed
         self._epoch = -1
@@ -75,11 +77,13 @@ class TrainingRows:
         source: where rows come from.
         policy: resizes the images and writes the prompt.
         loader: opens image paths; tasks draw in memory and need none.
-        on_bad_row: what a row does whose image turns out to be unreadable: `skip` takes the next position's row instead.
-        cache_size: prepared prompts held; the completions of a group, and its processes, ask for the same one.
+        on_bad_row: what a row does whose image turns out to be unreadable: `skip` takes the next position's
+            row instead.
+        cache_size: prepared prompts held; the completions of a group, and its processes, ask for the same
+            one.
 
     Attributes:
-        skipped: row id -> reason, for rows left out so far.
+        skipped: row id -> (kind, reason), for rows left out so far.
     """
 
     def __init__(
@@ -95,14 +99,15 @@ class TrainingRows:
         self.loader = loader
         self.on_bad_row = on_bad_row
         self.cache_size = cache_size
-        self.skipped: dict[str, str] = {}
+        self.skipped: dict[str, tuple[str, str]] = {}
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
 
     def prepared(self, position: int) -> Prepared:
         """The prompt at a position, images opened and resized.
 
         Raises:
-            ImageError, DataError: the row is bad and `on_bad_row` is `raise`, or too many rows in a row are bad.
+            ImageError, DataError: the row is bad and `on_bad_row` is `raise`, or too many rows in a row are
+                bad.
         """
         if position in self._cache:
             self._cache.move_to_end(position)
@@ -114,16 +119,44 @@ class TrainingRows:
         return item
 
     def _first_good(self, position: int) -> Prepared:
+        last: MMReasonError | None = None
         for offset in range(MAX_BAD_ROWS_IN_A_ROW):
             row = self.source.row(position + offset)
             try:
-                return self.policy.prepare(row, self.loader)
+                return _checked(self.policy.prepare(row, self.loader))
             except (ImageError, DataError) as error:
-                if self.on_bad_row == "raise":
-                    raise type(error)(
-                        f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)"
-                    ) from error
-                self.skipped.setdefault(row.id, str(error))
+                self._refuse_or_count(row, error)
+                last = error
+        raise DataError(f"{MAX_BAD_ROWS_IN_A_ROW} rows in a row cannot be used; the last: {last}")
+
+    def usable(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of `rows` whose images can be read; the others are counted, or raise, as in training."""
+        kept = []
+        for row in rows:
+            try:
+                self.policy.open_images(row, self.loader)
+            except (ImageError, DataError) as error:
+                self._refuse_or_count(row, error)
+            else:
+                kept.append(row)
+        return kept
+
+    def _refuse_or_count(self, row: Row, error: MMReasonError) -> None:
+        if self.on_bad_row == "raise":
+            kind = ImageError if isinstance(error, ImageError) else DataError
+            raise kind(
+                f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)"
+            ) from error
+        self.skipped.setdefault(row.id, (getattr(error, "kind", "unusable"), str(error)))
+
+
+def _checked(prepared: Prepared) -> Prepared:
+    """Refuse a prompt whose image parts and images differ in number, which no model can read."""
+    contents = [message["content"] for message in prepared.messages]
+    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    wanted = sum(part["type"] == "image" for part in parts)
+    if wanted != len(prepared.images):
         raise DataError(
-            f"{MAX_BAD_ROWS_IN_A_ROW} rows in a row cannot be used; the last: {next(reversed(self.skipped.values()))}"
+            f"row {prepared.row.id}: the messages have {wanted} image part(s), and the row has {len(prepared.images)} image(s)"
         )
+    return prepared

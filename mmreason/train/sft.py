@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mmreason.config.schema import RunConfig, SftPhase, TaskConfig
+from mmreason.config.schema import RewardConfig, RunConfig, SftPhase, TaskConfig
 from mmreason.data.base import TASKS, Task, TaskOptions, build_task
 from mmreason.errors import ConfigError
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Row
 from mmreason.registry import did_you_mean
+from mmreason.run_records import RunFolder
+from mmreason.train.checkpoints import SealedCheckpoints, find_checkpoint
 
 #: Label of positions that do not count in the loss.
 IGNORE = -100
@@ -136,7 +138,9 @@ class Collator:
             images=images if any(images) else None,
             padding=False,
         )
-        completions = tokenizer([item.completion + tokenizer.eos_token for item in items], add_special_tokens=False)["input_ids"]
+        completions = tokenizer(
+            [item.completion + tokenizer.eos_token for item in items], add_special_tokens=False
+        )["input_ids"]
         ids = [list(p) + list(c) for p, c in zip(prompts["input_ids"], completions, strict=True)]
         length = max(map(len, ids))
         batch: dict[str, torch.Tensor] = {
@@ -163,7 +167,9 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, folder: Any, total: int) -> None:
         self.folder, self.total, self.started = folder, total, time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         seconds = time.monotonic() - self.started
@@ -186,7 +192,6 @@ def sft_arguments(config: RunConfig, output_dir: Path, steps: int) -> TrainingAr
         adam_beta2=0.95,
         save_strategy="steps" if trainer.save_every_steps else "no",
         save_steps=trainer.save_every_steps or steps,
-        save_total_limit=trainer.keep_checkpoints,
         gradient_checkpointing=config.model.gradient_checkpointing,
         logging_steps=max(1, min(50, steps // 20)),
         logging_nan_inf_filter=False,
@@ -199,8 +204,103 @@ def sft_arguments(config: RunConfig, output_dir: Path, steps: int) -> TrainingAr
     )
 
 
-class SupervisedTrainer(Trainer):  # type: ignore[misc]
-    """`Trainer` that keeps the dataset's own order, which phases depend on."""
+class SupervisedTrainer(SealedCheckpoints, Trainer):  # type: ignore[misc]
+    """`Trainer` whose checkpoints are whole and resumed strictly, and which keeps the data set's own order."""
+
+    def __init__(self, folder: RunFolder, keep_checkpoints: int, identity: dict[str, Any], **kwargs: Any) -> None:
+        self.folder, self.keep_checkpoints, self.identity = folder, keep_checkpoints, identity
+        super().__init__(**kwargs)
+        self.remove_callback(PrinterCallback)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # Why: row i belongs to the phase that i falls into; a shuffle would mix the phases.
         return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)
+
+
+def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
+    """Train on demonstrations and write the run folder; returns the summary.
+
+    Raises:
+        ConfigError: neither phases nor data. DataError, ModelError, ResumeError: see the modules they come from.
+    """
+    started = time.monotonic()
+    torch.manual_seed(config.seed)
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
+    folder = RunFolder(Path(config.out) / config.name).create()
+    checkpoint = find_checkpoint(config.resume, folder)
+    if checkpoint is None and any(folder.path.iterdir()) and config.resume == "none":
+        raise ConfigError(
+            f"run folder {folder.path} is not empty. Choose another name=..., or continue it with resume=auto."
+        )
+    folder.write_config(plain)
+    policy = Policy.load(config.model, seed=config.seed)
+    dataset, steps = _demonstrations(config, policy)
+    trainer = SupervisedTrainer(
+        folder,
+        config.trainer.keep_checkpoints,
+        plain,
+        model=policy.model,
+        args=sft_arguments(config, folder.path, steps),
+        train_dataset=dataset,
+        data_collator=Collator(policy),
+        callbacks=[_Progress(folder, steps)],
+    )
+    if checkpoint is not None:
+        folder.truncate_after(int(checkpoint.name.rpartition("-")[2]))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    policy.save(folder.final)
+    summary = {
+        "run_dir": str(folder.path),
+        "command": "sft",
+        "seed": config.seed,
+        "steps": steps,
+        "seconds": round(time.monotonic() - started, 1),
+        "num_parameters": sum(p.numel() for p in policy.model.parameters()),
+        "held_out": _held_out_scores(config, policy),
+    }
+    folder.write_summary(summary)
+    print(f"saved {folder.final}; try: mmreason train model={folder.final}")
+    return summary
+
+
+def _demonstrations(config: RunConfig, policy: Policy) -> tuple[Dataset[Demonstration], int]:
+    """The data set of the run and its number of optimizer steps."""
+    if config.data.path is not None:
+        from mmreason.data.readers import image_loader, read_rows
+
+        rows = read_rows(config.data).rows
+        count = config.trainer.steps * config.sft.batch_size
+        return RowsDataset(policy, rows, image_loader(config.data), count, config.seed), config.trainer.steps
+    if not config.sft.phases:
+        raise ConfigError("mmreason sft needs sft.phases (see conf/recipe/tiny_vlm.yaml) or data=FILE.jsonl")
+    dataset = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed)
+    return dataset, sum(phase.steps for phase in config.sft.phases)
+
+
+def _held_out_scores(
+    config: RunConfig, policy: Policy
+) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """Greedy and sampled scores of every task in the mixture: RL takes what scores higher *when sampled*."""
+    from mmreason.evaluate import evaluate
+
+    names = sorted({key.split("/")[0] for phase in config.sft.phases for key in phase.mixture})
+    result = {}
+    for name in names if config.trainer.eval_rows else []:
+        task = build_task(TaskConfig(name=name), config.seed)
+        rows = [task.row(index, "held_out") for index in range(config.trainer.eval_rows)]
+        for temperature in (0.0, 1.0):
+            scored = evaluate(
+                policy,
+                rows,
+                RewardConfig(**{task.metric: {}, "format": {}}),
+                metric=task.metric,
+                correct_at=task.correct_at,
+                max_new_tokens=config.rollout.max_new_tokens,
+                batch_size=config.trainer.eval_batch_size,
+                temperature=temperature,
+            )
+            result[f"{name}, {'greedy' if temperature == 0 else 'sampled at T = 1'}"] = scored.as_dict()
+            for metric, interval in scored.intervals().items():
+                print(f"{name:<14} {'greedy' if temperature == 0 else 'T = 1':<7} {metric:<18} {interval}")
+    return result

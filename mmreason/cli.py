@@ -1,0 +1,321 @@
+"""The `mmreason` command: finds the subcommand, imports only what it needs, turns errors into messages.
+
+What enters: `sys.argv`. What leaves: the exit code: 0 done, 1 failed, 2 wrong command line or configuration,
+130 interrupted. `mmreason --help` imports neither Hydra nor pydantic nor torch. `MMREASON_DEBUG=1` shows
+tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmreason import __version__
+from mmreason.errors import ConfigError, MMReasonError
+
+INTERRUPTED = 130
+_VERBS = ("train", "sft", "eval")
+
+USAGE = """\
+mmreason teaches vision-language models to reason about images,
+by reinforcement learning from rewards that can be checked.
+
+usage: mmreason COMMAND [ARGUMENT …]
+
+training and evaluation (Hydra: key=value, groups, -m sweeps; `mmreason train --help` lists them)
+  train                         GRPO; writes a run folder
+  sft                           supervised cold start on the same rows
+  eval                          held-out scores with confidence intervals
+
+rewards
+  reward list                   every reward, what it needs and its options
+  reward score FILE --reward NAME[,NAME(option=value)…]
+                                score saved rollouts; one JSON object a line
+
+data
+  data list                     every task and its options
+  data preview TASK             a picture of the first rows, answers drawn
+  data check FILE               what is in a JSONL file, and every bad row by line
+
+looking
+  report RUN                    one HTML page: curves, rollouts, images, boxes
+  doctor                        machine, versions, what is missing and how to get it
+
+options
+  -h, --help                    this text; also after every command
+  --version                     version number
+
+first steps
+  mmreason train                                 minutes on a laptop, no download
+  mmreason train model=qwen2_5_vl_3b data=my.jsonl
+  mmreason report runs/NAME
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+        return code
+    except MMReasonError as error:
+        return _explain(error, error.exit_code)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`mmreason reward list | head`): nothing is wrong, nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _explain(error, 1)
+
+
+def _explain(error: Exception, code: int) -> int:
+    if os.environ.get("MMREASON_DEBUG") == "1":
+        raise error
+    print(f"mmreason: {error}", file=sys.stderr)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if words else ConfigError.exit_code
+    if words[0] in ("--version", "-V"):
+        print(f"mmreason {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name in _VERBS:
+        from mmreason.config.command_line import run_verb
+
+        return run_verb(name, rest)
+    if name not in _COMMANDS:
+        raise ConfigError(
+            f"there is no command '{name}'.{_near(name, [*_VERBS, *_COMMANDS])} See `mmreason --help`."
+        )
+    return _COMMANDS[name](rest)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals look like every other refusal."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace | None:
+    """Parsed words, or `None` when help was asked for (and printed)."""
+    if any(word in ("-h", "--help") for word in words):
+        parser.print_help()
+        return None
+    return parser.parse_intermixed_args(words)
+
+
+def _verb(command: str, verbs: dict[str, Callable[[list[str]], int]], words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: mmreason {command} {{{','.join(verbs)}}} …\n\nMore: mmreason {command} VERB --help")
+        return 0 if words else ConfigError.exit_code
+    if words[0] not in verbs:
+        raise ConfigError(
+            f"mmreason {command}: no '{words[0]}'.{_near(words[0], list(verbs))} Known: {', '.join(verbs)}."
+        )
+    return verbs[words[0]](words[1:])
+
+
+def _near(word: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _reward(words: list[str]) -> int:
+    return _verb("reward", {"list": _reward_list, "score": _reward_score}, words)
+
+
+def _reward_list(words: list[str]) -> int:
+    parser = _Parser(prog="mmreason reward list", description="Every reward, what it needs and its options.")
+    _add_reward_files(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.reward_commands import list_rewards
+
+    list_rewards(given.file)
+    return 0
+
+
+def _reward_score(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason reward score",
+        description="Score saved rollouts again; one JSON object a line: the record's id and its rewards.",
+        epilog="example: mmreason reward score runs/NAME/rollouts.jsonl --reward 'iou,format'",
+    )
+    parser.add_argument(
+        "records", metavar="FILE", type=Path, help="rollout records, such as a run's rollouts.jsonl"
+    )
+    parser.add_argument("--reward", required=True, metavar="SPEC", help="NAME[,NAME(option=value)…]")
+    _add_reward_files(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    _must_be_file(given.records)
+    from mmreason.reward_commands import score_file
+
+    score_file(str(given.records), given.reward, sys.stdout, given.file)
+    return 0
+
+
+def _add_reward_files(parser: argparse.ArgumentParser) -> None:
+    text = "Python file with rewards of your own; may be given more than once"
+    parser.add_argument("--file", action="append", default=[], metavar="FILE.py", help=text)
+
+
+def _data(words: list[str]) -> int:
+    return _verb("data", {"list": _data_list, "preview": _data_preview, "check": _data_check}, words)
+
+
+def _data_list(words: list[str]) -> int:
+    parser = _Parser(prog="mmreason data list", description="Every task and its options.")
+    if _parse(parser, words) is None:
+        return 0
+    from mmreason.config.explain import options
+    from mmreason.data.base import TASKS
+
+    for name, task in TASKS:
+        summary = (task.__doc__ or "").strip().splitlines()
+        print(f"{name}: {summary[0] if summary else 'no description'}")
+        for option in options(task.options_model()):
+            meaning = f"  {option.meaning}" if option.meaning else ""
+            print(f"    task.{option.key}={option.default}  ({option.expected}){meaning}")
+    for name, reason in sorted(TASKS.broken.items()):
+        print(f"plug-in '{name}' failed to load: {reason}", file=sys.stderr)
+    return 0
+
+
+def _data_preview(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason data preview",
+        description="Write one picture with the first rows of a task, their questions and answers drawn.",
+        epilog="example: mmreason data preview grounding --count 20 objects=5",
+    )
+    parser.add_argument("task", metavar="TASK", help="see `mmreason data list`")
+    parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the task")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write; default: TASK.png here")
+    parser.add_argument("--count", type=_positive, default=20, metavar="N", help="rows to show (default 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rows (default 0)")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    import yaml
+
+    from mmreason.config.schema import TaskConfig
+    from mmreason.data.base import validate_task_config
+
+    options: dict[str, Any] = {}
+    for word in given.options:
+        key, equals, value = word.removeprefix("task.").partition("=")
+        if not equals:
+            raise ConfigError(f"{word}: expected OPTION=VALUE, such as objects=5")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"{word}: the value cannot be read; quote it") from None
+    validate_task_config(TaskConfig(name=given.task, **options))
+    from mmreason.data.preview import write_contact_sheet
+
+    out = given.out or Path(given.task.replace("/", "-") + ".png")
+    write_contact_sheet(given.task, out, given.count, given.seed, options)
+    print(out)
+    return 0
+
+
+def _data_check(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason data check",
+        description="Read every row and image of a JSONL file as training would; list what is wrong by line.",
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="JSONL file, as for data=FILE")
+    parser.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="folder of the images; default: the file's folder"
+    )
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    _must_be_file(given.file)
+    from rich.console import Console
+
+    from mmreason.config.schema import DataConfig
+    from mmreason.data.doctor import check_file
+
+    image_root = None if given.image_root is None else str(given.image_root)
+    report = check_file(DataConfig(path=str(given.file), image_root=image_root))
+    Console().print(report)
+    return 0 if report.ok else 1
+
+
+def _report(words: list[str]) -> int:
+    parser = _Parser(prog="mmreason report", description="Write one self-contained HTML page about a run.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME")
+    parser.add_argument(
+        "--max-groups", type=_positive, default=200, metavar="N", help="groups shown (default 200)"
+    )
+    parser.add_argument(
+        "--image-root", type=Path, metavar="DIR", help="where the images are now, if they moved"
+    )
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    if not given.run.is_dir():
+        raise ConfigError(
+            f"{given.run}: no such run folder.{_near(given.run.name, _folder_names(given.run.parent))}"
+        )
+    from mmreason.report.build import build_report
+
+    print(build_report(given.run, max_groups=given.max_groups, image_root=given.image_root))
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason doctor", description="Machine, versions, what is missing and how to get it."
+    )
+    if _parse(parser, words) is None:
+        return 0
+    from mmreason.doctor import run_doctor
+
+    return run_doctor()
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "reward": _reward,
+    "data": _data,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+
+def _must_be_file(path: Path) -> None:
+    if not path.is_file():
+        near = _near(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise ConfigError(f"{path}: no such file.{near}")
+
+
+def _folder_names(place: Path) -> list[str]:
+    return [item.name for item in place.iterdir() if item.is_dir()] if place.is_dir() else []
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number ≥ 1")
+    return number

@@ -1,0 +1,159 @@
+"""Reading saved rollouts back, so that any reward can be computed on them again.
+
+What enters: a `rollouts.jsonl` (the records that a run writes, or records of your own with fewer fields).
+What leaves: `Rollout` records as rewards take them. Images are not opened; their sizes stand in the record.
+No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmreason.boxes import Frame
+from mmreason.errors import DataError
+from mmreason.records import ImageGeometry, Rollout, Row
+from mmreason.text import extract_answer
+
+#: A longer line is no rollout record; nothing beyond this is read into memory at once.
+MAX_LINE_BYTES = 32_000_000
+#: Assumed: records do not state patch and merge size; only rewards that count image tokens use them.
+_PATCH_SIZE, _MERGE_SIZE = 14, 2
+
+
+def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `("file:line", record)` in file order; blank lines are passed over.
+
+    Raises:
+        DataError: no such file, a line over `MAX_LINE_BYTES`, or one that is not a JSON object.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                where = f"{path}:{number}"
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; is this a JSONL file?")
+                if line.strip():
+                    yield where, _parse_object(line, where)
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}). Give the rollouts.jsonl of a run."
+        ) from None
+
+
+def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> Rollout:
+    """Rebuild a rollout from its record.
+
+    The answer is taken from `completion` anew, so that a record cannot claim another one. `token_ids` are not
+    on record and stay empty.
+
+    Args:
+        record: as in `rollouts.jsonl`; only `completion` and what `needs` names must be there. Each image
+        needs
+            `original_size`, and `model_size` too where boxes are in `resized_px`.
+        needs: what the chosen rewards need (`RewardSpec.needs`).
+
+    Raises:
+        DataError: a field is missing or has the wrong type; the message names the field, not the file.
+    """
+    completion = _field(record, "completion", str, None, "the text that the model wrote")
+    frame = _frame(record, required=not needs.isdisjoint({"boxes", "box_frame"}))
+    geometry = _geometry(record, frame, required="geometry" in needs)
+    no_target: dict[str, Any] | None = None if "target" in needs else {}
+    target = _field(record, "target", dict, no_target, 'what is right, such as {"boxes": [[x1, y1, x2, y2]]}')
+    row = Row(
+        id=str(record.get("id", "")),
+        messages=tuple(_field(record, "messages", list, [], "the prompt")),
+        images=(),
+        target=target,
+        dataset=_field(record, "dataset", str, "", "the name of the task or file"),
+        columns=_field(record, "columns", dict, {}, "the row's other columns"),
+    )
+    return Rollout(
+        row=row,
+        group=_field(record, "group", int, 0, "the number of the group"),
+        token_ids=(),
+        text=completion,
+        answer=extract_answer(completion),
+        num_tokens=_field(record, "num_tokens", int, 0, "the number of sampled tokens"),
+        stop_reason=_field(record, "stop_reason", str, "stop", "stop or length"),
+        geometry=geometry,
+        box_frame=frame.value,
+        step=_field(record, "step", int, 0, "the optimizer step"),
+    )
+
+
+def _field(record: Mapping[str, Any], name: str, kind: type, default: Any, meaning: str) -> Any:
+    """A field of the right type; null or absent gives the default, and no default makes it required."""
+    value = record.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise DataError(f"'{name}' is missing: {meaning}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"'{name}' must be {_JSON_NAMES[kind]} ({meaning}), not {value!r:.80}")
+    return value
+
+
+_JSON_NAMES: Mapping[type, str] = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def _frame(record: Mapping[str, Any], *, required: bool) -> Frame:
+    default = None if required else Frame.original_px.value
+    name = _field(record, "box_frame", str, default, "the frame of the model's boxes, such as relative_1000")
+    try:
+        return Frame(name)
+    except ValueError:
+        known = ", ".join(frame.value for frame in Frame)
+        raise DataError(f"'box_frame' must be one of {known}, not {name!r:.80}") from None
+
+
+def _geometry(record: Mapping[str, Any], frame: Frame, *, required: bool) -> tuple[ImageGeometry, ...]:
+    images = _field(
+        record, "images", list, None if required else [], 'a list of {"original_size": [w, h], ...}'
+    )
+    geometry = []
+    for index, image in enumerate(images):
+        where = f"images[{index}]"
+        if not isinstance(image, dict):
+            raise DataError(
+                f"'{where}' must be an object with original_size and model_size, not {image!r:.80}"
+            )
+        if "original_size" not in image and not required:
+            continue
+        original = _size(image, "original_size", where, None)
+        model = _size(
+            image, "model_size", where, None if frame is Frame.resized_px and required else original
+        )
+        geometry.append(ImageGeometry(original, model, _PATCH_SIZE, _MERGE_SIZE))
+    return tuple(geometry)
+
+
+def _size(
+    image: Mapping[str, Any], name: str, where: str, default: tuple[int, int] | None
+) -> tuple[int, int]:
+    size = image.get(name)
+    if size is None and default is not None:
+        return default
+    pair = isinstance(size, list) and len(size) == 2
+    if not pair or not all(
+        isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size or ()
+    ):
+        raise DataError(f"'{where}.{name}' must be [width, height] in pixels, not {size!r:.80}")
+    assert isinstance(size, list)
+    return size[0], size[1]
+
+
+def _parse_object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        # A NaN or an infinity is no JSON; it reads as null.
+        parsed = json.loads(line.decode("utf-8-sig"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}).") from None
+    if not isinstance(parsed, dict):
+        raise DataError(f"{where}: a JSON {type(parsed).__name__}; every line must be one JSON object.")
+    return parsed

@@ -1,0 +1,464 @@
+"""GRPO (arXiv 2402.03300) on TRL: a thin subclass, and the mapping from our options to TRL's.
+
+What enters: a policy, training rows, a `RunConfig`. What leaves: trained weights in place, `metrics.jsonl`,
+`rollouts.jsonl` and checkpoints that continue bitwise. TRL keeps sampling, log-probs, advantages, losses and
+the loop; each override below says why it is there. TRL's hooks are private: `tests/test_trl_contract.py` pins
+those used here.
+
+Legend of shapes: N completions of a step on one process, R rewards.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from mmreason.boxes import parse_boxes
+from mmreason.config.schema import RunConfig
+from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
+from mmreason.policy.policy import Policy
+from mmreason.records import Rollout
+from mmreason.run_records import RolloutWriter, RunFolder
+from mmreason.scoring import RewardRunner, ScoreTable
+from mmreason.train.callbacks import Listener, SignalWatch, StageClock, StepCallback, gpu_synchronize
+from mmreason.train.checkpoints import (
+    RandomStates,
+    SealedCheckpoints,
+    problem_with,
+    random_states_kept,
+)
+from mmreason.train.rows import TrainingRows
+
+_CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
+#: Metrics that TRL measures itself: our name -> TRL's.
+_FROM_TRL = {"entropy": "entropy", "kl": "kl"}
+
+
+class TrainingDiverged(MMReasonError, ArithmeticError):
+    """Loss, gradient norm or probabilities are not numbers any more."""
+
+
+def grpo_arguments(
+    config: RunConfig,
+    policy: Policy,
+    reward_weights: Sequence[float],
+    output_dir: Path,
+    num_processes: int = 1,
+) -> GRPOConfig:
+    """Say in TRL's words what `config` asks for.
+
+    One optimizer step consumes `prompts_per_step × group_size` completions over all processes, sampled
+    together: TRL's generation batch is exactly one optimizer step, cut into micro-batches of
+    `micro_batch_size`.
+    """
+    rollout, objective, trainer = config.rollout, config.objective, config.trainer
+    per_process, rest = divmod(config.rows_per_step, num_processes)
+    micro = trainer.micro_batch_size or per_process
+    if rest or per_process % micro:
+        raise DataError(
+            f"{config.rows_per_step} completions a step cannot be shared by {num_processes} processes in micro-batches of {micro}; "
+            "change rollout.prompts_per_step or trainer.micro_batch_size"
+        )
+    on_gpu = policy.device.type == "cuda"
+    return GRPOConfig(
+        output_dir=str(output_dir),
+        # rollouts
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=per_process // micro,
+        steps_per_generation=per_process // micro,
+        num_generations=rollout.group_size,
+        max_completion_length=rollout.max_new_tokens,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        generation_kwargs={"suppress_tokens": policy.banned_token_ids},
+        shuffle_dataset=False,  # positions; the row source has its own seeded order
+        # objective
+        loss_type=objective.loss_type,
+        beta=objective.beta,
+        epsilon=objective.epsilon,
+        epsilon_high=objective.epsilon_high,
+        delta=objective.delta,
+        scale_rewards=objective.scale_rewards,
+        importance_sampling_level=objective.importance_sampling,
+        num_iterations=objective.num_iterations,
+        mask_truncated_completions=objective.mask_truncated,
+        top_entropy_quantile=objective.top_entropy_quantile,
+        reward_weights=[float(weight) for weight in reward_weights],
+        # The reference model is loaded by TRL; it must be the same revision.
+        model_init_kwargs={"revision": config.model.revision} if config.model.revision else None,
+        # loop
+        max_steps=trainer.steps,
+        learning_rate=trainer.learning_rate,
+        lr_scheduler_type=trainer.lr_schedule,
+        warmup_steps=trainer.warmup_steps,
+        weight_decay=trainer.weight_decay,
+        max_grad_norm=trainer.max_grad_norm,
+        seed=config.seed,
+        bf16=on_gpu and config.model.dtype != "float32",
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        use_cpu=not on_gpu,
+        # records: ours, plus the trackers that were asked for
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to=list(trainer.report_to) or "none",
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+
+
+class RewardColumn:
+    """Stands for one reward in TRL's list of reward functions; the scores come from `_calculate_rewards`."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> list[float]:
+        raise NotImplementedError("rewards are scored together in MMReasonGRPOTrainer._calculate_rewards")
+
+
+@dataclass
+class _Batch:
+    """One generation batch of this process while it is being made."""
+
+    rollouts: list[Rollout] = field(default_factory=list)
+    values: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [N over all processes, R]
+    total: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # [N over all processes]
+
+
+class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO with our rows, rewards, records and checkpoints.
+
+    Args:
+        policy: what is trained, in place.
+        rows: prompts by position.
+        config: the run.
+        folder: where records and checkpoints go.
+        identity: what a checkpoint must have in common with the run that continues it; default: the
+            configuration.
+        evaluate: called every `trainer.eval_every_steps` steps on the main process; its numbers are logged as
+            `eval/<name>`.
+        watch: signals that end the run at the next cycle boundary.
+        listeners: told the metrics of every step.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rows: TrainingRows,
+        config: RunConfig,
+        folder: RunFolder,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        watch: SignalWatch | None = None,
+        listeners: Sequence[Listener] = (),
+    ) -> None:
+        self.policy = policy
+        self.rows = rows
+        self.run_config = config
+        self.folder = folder.create()
+        self.keep_checkpoints = config.trainer.keep_checkpoints
+        self.identity = identity if identity is not None else config.model_dump(mode="json")
+        self.rewards = RewardRunner(config.reward)
+        self.writer = RolloutWriter(folder)
+        self.clock = StageClock(gpu_synchronize())
+        self._evaluate_held_out = evaluate
+        self._batch = _Batch()
+        self._sampled: dict[str, float] = {}
+        self._losses: list[torch.Tensor] = []
+        self._boundary: RandomStates | None = None
+        if (
+            config.objective.beta > 0
+            and config.model.lora.rank == 0
+            and not policy.model.config._name_or_path
+        ):
+            raise ModelError(
+                "objective.beta > 0 needs a reference model, which is loaded a second time, and this model is in memory only. "
+                "Save it to a folder and give that as model."
+            )
+        num_prompts = config.rollout.prompts_per_step * -(
+            -config.trainer.steps // config.objective.num_iterations
+        )
+        super().__init__(
+            model=policy.model,
+            reward_funcs=[RewardColumn(name) for name in self.rewards.names],
+            args=grpo_arguments(config, policy, self.rewards.weights, folder.path, _num_processes()),
+            train_dataset=Dataset.from_dict({"position": list(range(num_prompts))}),
+            processing_class=policy.processor,
+        )
+        for model in filter(None, (self.model, self.ref_model)):
+            model.register_forward_pre_hook(_drop_empty_pixels, with_kwargs=True)
+        self.remove_callback(PrinterCallback)
+        self.steps = StepCallback(
+            folder,
+            config.objective.num_iterations,
+            config.trainer.save_every_steps,
+            watch or SignalWatch(),
+            self._any_process,
+            tuple(listeners),
+        )
+        self.add_callback(self.steps)
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train, from the start or from a checkpoint.
+
+        Raises:
+            RewardFailure, TrainingDiverged, DataError, ImageError: training cannot go on; the message names
+                the checkpoint kept.
+        """
+        try:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except (RewardFailure, TrainingDiverged, DataError, ImageError) as error:
+            raise type(error)(f"{error}\n{self._save_after_failure()}") from error
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Why: time the step, and keep the micro-batch losses for the check in `_get_grad_norm`."""
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self.clock.begin("update")
+        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._losses.append(loss.detach())
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Why: the last moment before the optimizer moves the weights; a loss that is not finite stops the run here."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        losses, self._losses = torch.stack(self._losses), []
+        bad = not bool(torch.isfinite(losses).all()) or not bool(torch.isfinite(torch.as_tensor(norm)))
+        if self._any_process(bad):
+            raise TrainingDiverged(
+                f"step {self.state.global_step + 1}: loss {losses.sum().item():.3g}, gradient norm {float(norm):.3g}; "
+                f"the optimizer was not run. {_CAUSES}"
+            )
+        return norm
+
+    # ------------------------------------------------------------------ sampling and rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Why: rows are drawn and images decoded here, once a prompt, and not for each time TRL's sampler repeats a position."""
+        self._boundary = RandomStates.capture()
+        self._batch = _Batch()
+        with self.clock.stage("preprocess"):
+            output: dict[str, Any] = super()._generate_and_score_completions(
+                [self._example(item) for item in inputs]
+            )
+            self._record(output["advantages"])
+        return output
+
+    def _example(self, item: dict[str, Any]) -> dict[str, Any]:
+        prepared = self.rows.prepared(item["position"])
+        # An empty list of images where a row has none: TRL asks only the first row whether there are any.
+        return {"position": item["position"], "prompt": prepared.messages, "images": prepared.images}
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """Why: a row without images among rows with some comes back as `None`, which processors refuse."""
+        ids, images, fields = super()._tokenize_prompts(prompts)
+        return ids, None if images is None else [row_images or [] for row_images in images], fields
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Why: time the stage, and say what it means when torch cannot sample."""
+        try:
+            with self.clock.stage("generate"):
+                return super()._generate_single_turn(*args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise TrainingDiverged(
+                f"step {self.state.global_step + 1}: the policy's probabilities are not numbers any more. {_CAUSES}"
+            ) from error
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """Why: time the passes without gradient (old and reference log-probs) apart from the update."""
+        with self.clock.stage("update" if torch.is_grad_enabled() else "reference"):
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+    def _calculate_rewards(
+        self,
+        inputs: Sequence[dict[str, Any]],
+        prompts: Any,
+        completions: Any,
+        completion_ids_list: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """Why: all rewards are scored together from one record of the completion, and a failure is a missing value, not an abort.
+
+        Returns:
+            `[N over all processes, R]`, NaN where a reward does not apply or failed.
+        """
+        with self.clock.stage("reward"):
+            for example, ids in zip(inputs, completion_ids_list, strict=True):
+                prepared = self.rows.prepared(example["position"])
+                self._batch.rollouts.append(
+                    self.policy.rollout(
+                        prepared.row, example["position"], ids, prepared.geometry, self.state.global_step + 1
+                    )
+                )
+            table = self._score()
+            local = np.concatenate([table.values, table.total[:, None]], axis=1)
+            told = self.accelerator.gather(
+                torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
+            )
+            self._batch.values, self._batch.total = told[:, :-1], told[:, -1]
+            # A completion to which only rewards of weight 0 apply has no score; TRL would give it a score of
+            # 0.
+            unscored = self._batch.total.isnan().unsqueeze(1)
+            return self._batch.values.masked_fill(unscored, float("nan"))
+
+    def _score(self) -> ScoreTable:
+        """Score this process's rollouts; a failure on any process stops all of them."""
+        failure: RewardFailure | None = None
+        table: ScoreTable | None = None
+        try:
+            table = self.rewards.score(
+                self._batch.rollouts, self.state.global_step / max(1, self.state.max_steps)
+            )
+        except RewardFailure as error:
+            failure = error
+        if self._any_process(failure is not None):
+            raise failure or RewardFailure("the rewards failed on another process; its message says why")
+        assert table is not None
+        return table
+
+    @property
+    def last_rollouts(self) -> Sequence[Rollout]:
+        """This process's rollouts of the newest generation batch."""
+        return self._batch.rollouts
+
+    # ------------------------------------------------------------------ records
+
+    def _record(self, advantages: torch.Tensor) -> None:
+        """Write the rollouts and keep the batch's numbers for `log`.
+
+        Args:
+            advantages: `[N]` of this process, in the order of `self._batch.rollouts`.
+        """
+        batch, config = self._batch, self.run_config
+        total = batch.total
+        facts = torch.tensor([_facts(rollout) for rollout in batch.rollouts], device=total.device)
+        length, truncated, unparsed = self.accelerator.gather(facts).mean(dim=0).tolist()
+        groups = total.view(-1, config.rollout.group_size)
+        equal = ((groups - groups[:, :1]).abs() <= 1e-6) | groups.isnan() | groups[:, :1].isnan()
+        self._sampled = {
+            "reward": _mean(total),
+            **{f"rewards/{name}": _mean(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)},
+            "reward_std": float(total[total.isfinite()].std(correction=0))
+            if total.isfinite().any()
+            else float("nan"),
+            "zero_variance_groups": float(equal.all(dim=1).float().mean()),
+            "completion_length": length,
+            "truncated": truncated,
+            "parse_failures": unparsed,
+        }
+        if config.trainer.save_rollouts:
+            rollouts = gather_object(batch.rollouts)
+            everyone = self.accelerator.gather(advantages)
+            if self.accelerator.is_main_process:
+                columns = {
+                    name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)
+                }
+                self.writer.write(
+                    self.state.global_step + 1, rollouts, columns, _or_none(total), _or_none(everyone)
+                )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Why: metrics under our names in place of TRL's, also for the trackers in `report_to`."""
+        if "loss" in logs:
+            seconds = self.clock.end()
+            found = self._metrics["train"]
+            metrics = dict(self._sampled)
+            metrics |= {
+                ours: float(np.mean(found[theirs])) for ours, theirs in _FROM_TRL.items() if found.get(theirs)
+            }
+            metrics |= {"step_seconds": sum(seconds.values())}
+            metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
+            metrics |= self._evaluation()
+            self._metrics["train"] = defaultdict(list, {name: [value] for name, value in metrics.items()})
+        super().log(logs, start_time)
+
+    def _evaluation(self) -> dict[str, float]:
+        """Held-out numbers of this step if it is due; the random states are left as they were."""
+        every, step = self.run_config.trainer.eval_every_steps, self.state.global_step
+        if self._evaluate_held_out is None or every == 0 or step % every or step >= self.state.max_steps:
+            return {}
+        scores: dict[str, float] = {}
+        if self.accelerator.is_main_process:
+            with random_states_kept():
+                scores = self._evaluate_held_out()
+        self.accelerator.wait_for_everyone()
+        return {f"eval/{name}": value for name, value in scores.items()}
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Why: a run folder is no hub repository; config.yaml and report.html describe the run."""
+
+    def _send_telemetry(self) -> None:
+        """Why: training reports to nobody but the trackers in `report_to`."""
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save_after_failure(self) -> str:
+        """Save where the run can be continued exactly, if this is such a place; returns a sentence about it."""
+        step = self.state.global_step
+        folder = self.folder.path / f"checkpoint-{step}"
+        kept = self.folder.checkpoints()
+        if folder.is_dir() and problem_with(folder) is None:
+            return f"Checkpoint kept: {folder}"
+        on_boundary = step > 0 and step % self.run_config.objective.num_iterations == 0
+        sound = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if not on_boundary or not sound or self._boundary is None or self.accelerator.num_processes > 1:
+            return f"Last checkpoint: {kept[-1]}" if kept else "No checkpoint: no step had been finished."
+        self._boundary.restore()
+        self._save_checkpoint(self.model, None)
+        return f"Checkpoint saved: {folder}. Continue with resume=auto once the cause is removed."
+
+    def _any_process(self, flag: bool) -> bool:
+        """True if `flag` is true on any process: all of them must take the same turn."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        told = torch.tensor([float(flag)], device=self.accelerator.device)
+        return bool(self.accelerator.gather(told).max() > 0)
+
+
+def _drop_empty_pixels(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A micro-batch of rows without images, cut from a batch with some, has zero pixels; towers cannot encode those."""
+    pixels = kwargs.get("pixel_values")
+    if pixels is not None and pixels.shape[0] == 0:
+        kwargs = {
+            name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")
+        }
+    return args, kwargs
+
+
+def _num_processes() -> int:
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)
+
+
+def _facts(rollout: Rollout) -> tuple[float, float, float]:
+    """Length, truncated, parse failure (no answer; for box targets, no box in it) of one rollout."""
+    unparsed = rollout.answer is None
+    if not unparsed and "boxes" in rollout.row.target:
+        unparsed = len(parse_boxes(rollout.answer or "", rollout.box_frame)) == 0
+    return float(rollout.num_tokens), float(rollout.stop_reason == "length"), float(unparsed)
+
+
+def _mean(values: torch.Tensor) -> float:
+    return float(values.nanmean()) if values.isfinite().any() else float("nan")
+
+
+def _or_none(values: torch.Tensor) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]

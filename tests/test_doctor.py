@@ -1,0 +1,139 @@
+"""`mmreason doctor`: every verdict it can give, without needing a broken machine."""
+
+from __future__ import annotations
+
+import io
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from mmreason import doctor
+from mmreason.doctor import Check
+from mmreason.policy import tiny
+from mmreason.registry import Registry
+
+
+def test_versions_are_held_against_the_declared_range() -> None:
+    assert doctor.check_requirement(Requirement("pydantic>=2.8")).verdict == "ok"
+    old = doctor.check_requirement(Requirement("pydantic>=999"))
+    assert (old.verdict, old.advice) == ("bad", "pip install 'pydantic>=999'")
+    assert "supported: >=999" in old.found
+    absent = doctor.check_requirement(Requirement("no-such-package-here>=1"))
+    assert absent.verdict == "bad"
+    assert "not installed" in absent.found
+
+
+def test_every_declared_dependency_is_checked_and_no_extra() -> None:
+    names = {check.name for check in doctor.check_versions()}
+    assert {"torch", "torchvision", "transformers", "trl", "hydra-core", "pydantic"} <= names
+    assert not names & {"pytest", "vllm", "gradio", "flash-attn"}
+
+
+def failing(error: Exception) -> Callable[[], Any]:
+    def load() -> Any:
+        raise error
+
+    return load
+
+
+def test_torchvision_built_for_another_torch_is_explained() -> None:
+    check = doctor.check_torchvision(failing(RuntimeError("operator torchvision::nms does not exist\nmore")))
+    assert check.verdict == "bad"
+    assert check.found == "operator torchvision::nms does not exist"
+    assert "install them together" in check.advice
+    assert doctor.check_torchvision(lambda: None).verdict == "ok"
+
+
+def test_torch_that_does_not_import_ends_the_torch_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    [check] = doctor.check_torch()
+    assert check.verdict == "bad"
+    assert "pip install" in check.advice
+
+
+def test_hub_is_read_from_the_environment_only(tmp_path: Path) -> None:
+    (tmp_path / "models--Qwen--Qwen2.5-VL-3B-Instruct").mkdir()
+    found = doctor.check_hub({"HF_HUB_CACHE": str(tmp_path)})
+    assert found.verdict == "ok"
+    assert f"1 model in {tmp_path}" in found.found
+    offline = doctor.check_hub({"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    assert offline.verdict == "note"
+    assert "HF_HUB_OFFLINE" in offline.found
+    assert doctor.check_hub({"HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}).verdict == "ok"
+
+
+def test_embedded_model_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "TINY_VLM_DIR", tmp_path)
+    first = next(doctor.check_models())
+    assert (first.verdict, "mmreason sft recipe=tiny_vlm" in first.advice) == ("missing", True)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"0" * 2_000_000)
+    first = next(doctor.check_models())
+    assert (first.verdict, first.found) == ("ok", "shipped, 2.0 MB")
+
+
+def test_broken_plugins_are_named_and_stop_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry: Registry[int] = Registry("reward", "mmreason.errors", "mmreason.no_such_group")
+    registry.add("good", 1)
+    registry.broken["bad_package"] = "ImportError: no module named x"
+    fake = types.ModuleType("fake_registry")
+    fake.REWARDS = registry  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fake_registry", fake)
+    monkeypatch.setattr(doctor, "REGISTRIES", (("fake_registry", "REWARDS"), ("no_such_module_here", "X")))
+    good, broken, unloadable = doctor.check_plugins()
+    assert (good.verdict, good.found) == ("ok", "good")
+    assert (broken.verdict, broken.name, broken.found) == (
+        "missing",
+        "reward bad_package",
+        "ImportError: no module named x",
+    )
+    assert (unloadable.verdict, unloadable.name) == ("bad", "no_such_module_here")
+
+
+def test_built_in_plugins_load() -> None:
+    checks = list(doctor.check_plugins())
+    assert [check.verdict for check in checks] == ["ok", "ok"]
+    assert "iou" in checks[0].found
+    assert "grounding" in checks[1].found
+
+
+def test_machine_has_memory_and_cores() -> None:
+    memory = doctor.memory_limit_bytes()
+    assert memory is None or memory > 2**28
+    assert {check.name for check in doctor.check_machine()} >= {"Python", "CPU cores", "disk here"}
+
+
+def test_optional_things_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    checks = list(doctor.check_extras())
+    assert {check.name for check in checks} == {"flash_attn", "vllm", "gradio", "browser"}
+    assert all(check.verdict == "missing" and check.advice for check in checks)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("note", 0), ("missing", 0), ("bad", 1)])
+def test_exit_code_and_table(verdict: doctor.Verdict, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = Check("torch", "import torch", verdict, "found [bold]this[/]", "pip install 'mmreason[flash]'")
+    monkeypatch.setattr(doctor, "examine", lambda: [check])
+    page = io.StringIO()
+    assert doctor.run_doctor(Console(file=page, width=120)) == code
+    text = page.getvalue()
+    # Brackets in findings are text, not markup.
+    assert "found [bold]this[/]" in text
+    assert "pip install 'mmreason[flash]'" in text
+    assert ("cannot run" in text) == (code == 1)
+
+
+@pytest.mark.slow
+def test_this_machine_can_train() -> None:
+    page = io.StringIO()
+    assert doctor.run_doctor(Console(file=page, width=200)) == 0
+    text = page.getvalue()
+    assert "torchvision operators" in text
+    assert "sdpa on cpu" in text or "on cuda" in text

@@ -1,0 +1,329 @@
+"""The report page without a browser: what is collected, escaped, and said when pieces are missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from report_runs import HOSTILE, make_run
+
+from mmreason.errors import DataError
+from mmreason.report.build import build_report, embed_json, score_rows
+from mmreason.report.collect import (
+    collect_groups,
+    collect_series,
+    cut_middle,
+    describe_group,
+    segments_of,
+)
+from mmreason.report.pictures import inline_pictures
+from mmreason.run_records import RunFolder
+
+# What hostile or merely odd files may hold where a record is expected.
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = (
+    "id", "group", "step", "dataset", "messages", "answer", "target", "images", "box_frame", "num_tokens",
+    "stop_reason", "rewards", "reward", "advantage",
+)  # fmt: skip
+TAGGY = st.lists(
+    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1, 2, 3, 4]", "a", "\n", "<"])
+).map("".join)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    text = page.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert found
+    loaded: dict[str, Any] = json.loads(found.group(1))
+    return loaded
+
+
+def record(**fields: Any) -> dict[str, Any]:
+    base = {
+        "completion": "<think>[0, 0, 500, 500]</think><answer>[250, 250, 500, 500]</answer>",
+        "answer": "[250, 250, 500, 500]",
+        "target": {"boxes": [[50.0, 25.0, 100.0, 50.0]], "labels": ["cat"]},
+        "images": [{"path": "images/a.png", "original_size": [200, 100], "model_size": [224, 112]}],
+        "box_frame": "relative_1000",
+        "rewards": {"iou": 1.0, "format": 1.0},
+        "reward": 2.0,
+        "advantage": 0.5,
+        "num_tokens": 20,
+        "stop_reason": "stop",
+        "step": 1,
+        "group": 0,
+    }
+    return base | fields
+
+
+def test_the_page_holds_everything_and_needs_nothing_else(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "night run", steps=6, groups=2, group_size=4)
+    page = build_report(folder.path)
+    text = page.read_text(encoding="utf-8")
+    assert page == folder.path / "report.html"
+    links = re.findall(r'(?:src|href)="([^"]*)"', re.sub("<script.*?</script>", "", text, flags=re.DOTALL))
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert "url(" not in text
+    assert "@import" not in text
+    for shown in (
+        "night run",
+        "tiny",
+        "arXiv:2402.03300",
+        "iou + 0.2 × format",
+        "3 min 33 s",
+        "1,893 MB",
+        "not found: 2",
+    ):
+        assert shown in text
+    assert "+0.170" in text
+    assert "[-0.020, +0.040]" in text
+    data = data_of(page)
+    assert (data["total_groups"], data["shown_rollouts"], len(data["groups"])) == (12, 48, 12)
+    assert all(picture["uri"].startswith("data:image/png;base64,") for picture in data["pictures"].values())
+    assert data["series"]["rewards/iou"]["x"] == [1, 2, 3, 4, 5, 6]
+    assert data["series"]["grad_norm"]["y"][2] is None
+
+
+def test_the_policy_allows_exactly_this_script_and_style(tmp_path: Path) -> None:
+    text = build_report(make_run(tmp_path, steps=2).path).read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    (style,) = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == 1
+    for name, content in (("style", style), ("script", scripts[0])):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{name}-src &#39;sha256-{digest}&#39;" in policy[1].replace("&#43;", "+").replace(
+            "&#x2B;", "+"
+        )
+    assert "default-src &#39;none&#39;" in policy[1]
+    assert "unsafe" not in policy[1]
+
+
+def test_hostile_text_stays_inside_its_string(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", steps=2)
+    folder.write_config({"name": "</title><script>alert(3)</script>", "model": {"name": '"><img onerror=x>'}})
+    text = build_report(folder.path).read_text(encoding="utf-8")
+    assert text.count("<script") == 2
+    assert text.count("</script") == 2
+    assert "<img" not in text.split("<script")[0]
+    assert "&lt;script&gt;alert(3)" in text
+    completions = [
+        "".join(part[1] for part in r["segments"])
+        for g in data_of(tmp_path / "run/report.html")["groups"]
+        for r in g["rollouts"]
+    ]
+    assert any(completion.startswith(HOSTILE) for completion in completions)
+
+
+@given(JSON)
+def test_embedded_json_means_the_same_and_cannot_leave_its_element(value: object) -> None:
+    text = embed_json(value)
+    assert json.loads(text) == value
+    assert text.isascii()
+    assert not set("<>&") & set(text)
+
+
+def test_missing_pieces_are_said(tmp_path: Path) -> None:
+    page = build_report(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert "No summary.json yet" in text
+    assert data_of(page) == {"series": {}, "groups": [], "pictures": {}}
+    RunFolder(tmp_path).rollouts.write_text("")
+    assert data_of(build_report(tmp_path))["groups"] == []
+
+
+def test_damaged_files_become_notes(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=2)
+    folder.summary.write_text("{")
+    folder.metrics.write_text('{"step": 1}\nrubbish\n')
+    folder.config.write_text("[1]")
+    with folder.rollouts.open("a") as file:
+        file.write('{"completion": "half a li')  # a run that is still writing
+    page = build_report(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    assert text.count('class="note"') == 5  # three files, no summary, no JavaScript
+    assert "metrics.jsonl:2" in text
+    assert data_of(page)["total_rollouts"] == 24
+
+
+def test_a_wrong_folder_or_limit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such run folder"):
+        build_report(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="max_groups=0"):
+        build_report(tmp_path, max_groups=0)
+
+
+def test_groups_are_spread_over_the_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=20, groups=2, group_size=2)
+    found = collect_groups(folder.rollouts, max_groups=5)
+    assert [group["step"] for group in found["groups"]] == [1, 6, 11, 15, 20]
+    assert (found["total_groups"], found["total_rollouts"], found["shown_rollouts"]) == (40, 80, 10)
+    assert len(collect_groups(folder.rollouts, max_groups=1)["groups"]) == 1
+
+
+def test_predicted_boxes_are_in_original_pixels() -> None:
+    group = describe_group([record()])
+    (rollout,) = group["rollouts"]
+    assert rollout["boxes"] == [[50.0, 25.0, 100.0, 50.0]]
+    assert rollout["looked"] == [[0.0, 0.0, 100.0, 50.0]]
+    assert rollout["iou"] == pytest.approx(1.0)
+    assert rollout["why"] == []
+    assert group["target"] == "cat [50, 25, 100, 50]"
+    pixels = describe_group([record(box_frame="resized_px", answer="[56, 28, 112, 56]")])["rollouts"][0]
+    assert pixels["boxes"] == [[50.0, 25.0, 100.0, 50.0]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"answer": None, "completion": "left"}, ["format"]),
+        ({"rewards": {"format": 0.0}}, ["format"]),
+        ({"answer": "top left"}, ["no_box"]),
+        ({"answer": "[0, 0, 90, 90]"}, ["box_off"]),
+        ({"answer": "[500, 500, 250, 250]"}, []),  # swapped corners: the right place
+        ({"answer": None, "stop_reason": "length"}, ["format", "length"]),
+        ({"target": {"answer": "3"}, "answer": "3"}, []),
+        ({"target": {"answer": "3"}, "answer": "4", "rewards": {"exact": 0.0, "format": 1.0}}, ["wrong"]),
+        ({"images": [], "answer": "[0, 0, 90, 90]"}, []),
+    ],
+)
+def test_why_a_rollout_earned_nothing(fields: dict[str, Any], why: list[str]) -> None:
+    assert describe_group([record(**fields)])["rollouts"][0]["why"] == why
+
+
+def test_group_statistics_leave_unscored_rollouts_out() -> None:
+    group = describe_group([record(reward=1.0), record(reward=3.0), record(reward=None), record(reward="x")])
+    assert (group["mean"], group["spread"], group["gap"]) == (2.0, 1.0, 2.0)
+    assert [rollout["reward"] for rollout in group["rollouts"]] == [3.0, 1.0, None, None]
+    nothing = describe_group([record(reward=None)])
+    assert (nothing["mean"], nothing["spread"], nothing["gap"]) == (None, None, None)
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON), TAGGY)
+def test_no_record_breaks_the_page(fields: dict[str, Any], completion: str) -> None:
+    group = describe_group([record(completion=completion, **fields), {"completion": completion, **fields}])
+    json.loads(embed_json(group))
+
+
+@given(st.one_of(TAGGY, st.text()))
+def test_segments_join_to_the_completion(completion: str) -> None:
+    segments = segments_of(completion)
+    assert "".join(text for _, text in segments) == completion
+    assert {kind for kind, _ in segments} <= {"think", "answer", "text", "tag"}
+
+
+def test_segments_name_thinking_and_answer() -> None:
+    assert segments_of("<think>a</think>\n<answer>b</answer>") == [
+        ("tag", "<think>"), ("think", "a"), ("tag", "</think>"), ("text", "\n"), ("tag", "<answer>"),
+        ("answer", "b"), ("tag", "</answer>"),
+    ]  # fmt: skip
+    assert segments_of("a</think>b") == [("think", "a"), ("tag", "</think>"), ("text", "b")]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["think", "text"]), st.text(min_size=1)), max_size=6),
+    st.integers(1, 30),
+)
+def test_cutting_keeps_both_ends(segments: list[tuple[str, str]], max_chars: int) -> None:
+    whole = "".join(text for _, text in segments)
+    kept = cut_middle(segments, max_chars)
+    if len(whole) <= max_chars:
+        assert kept == segments
+        return
+    (cut,) = [index for index, (kind, _) in enumerate(kept) if kind == "cut"]
+    head = "".join(text for _, text in kept[:cut])
+    tail = "".join(text for _, text in kept[cut + 1 :])
+    assert len(head) + len(tail) == max_chars
+    assert whole.startswith(head)
+    assert whole.endswith(tail)
+
+
+def test_curves_are_thinned_but_keep_their_ends() -> None:
+    series = collect_series(
+        {"step": step, "loss": step / 2, "note": "x", "flag": True} for step in range(1, 5001)
+    )
+    assert list(series) == ["loss"]
+    assert len(series["loss"]["x"]) <= 1001
+    assert (series["loss"]["x"][0], series["loss"]["x"][-1], series["loss"]["y"][-1]) == (1, 5000, 2500)
+
+
+def test_scores_with_and_without_intervals() -> None:
+    rows = score_rows(
+        {
+            "before": {"accuracy": {"mean": 0.4, "low": 0.3, "high": 0.5, "n": 9}, "iou": 0.25, "odd": "x"},
+            "after": {"accuracy": {"mean": 0.6, "low": 0.5, "high": 0.7, "n": 9}, "iou": 0.5},
+            "difference": {"accuracy": {"mean": 0.2, "low": 0.05, "high": 0.3, "n": 9}},
+        }
+    )
+    assert [(row["name"], row["verdict"], row["difference"]["mean"]) for row in rows] == [
+        ("accuracy", "up", 0.2),
+        ("iou", "", 0.25),
+    ]
+    assert score_rows({"before": 3, "after": None}) == []
+
+
+def test_pictures_outside_the_allowed_folders_are_not_taken_in(tmp_path: Path) -> None:
+    run, photos, secret = tmp_path / "run", tmp_path / "photos", tmp_path / "secret.png"
+    for folder in (run, photos):
+        folder.mkdir()
+        Image.new("RGB", (20, 20)).save(folder / "a.png")
+    Image.new("RGB", (20, 20)).save(secret)
+    (run / "link.png").symlink_to(secret)
+    paths = [
+        "a.png",
+        "../photos/a.png",
+        "../secret.png",
+        str(secret),
+        "link.png",
+        "gone.png",
+        "http://x/a.png",
+        "\0",
+    ]
+    found = inline_pictures(paths, run, [run, photos], 1_000_000)
+    assert [path for path in paths if found[path].uri] == ["a.png", "../photos/a.png"]
+    assert all(found[path].missing for path in paths[2:])
+
+
+def test_the_image_root_of_the_run_is_found_in_its_config(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (200, 100), "red").save(photos / "a.png")
+    folder = RunFolder(tmp_path / "run").create()
+    path = os.path.relpath(photos / "a.png", folder.path)
+    line = record(images=[{"path": path, "original_size": [200, 100], "model_size": [224, 112]}])
+    folder.rollouts.write_text(json.dumps(line) + "\n")
+    assert data_of(build_report(folder.path))["pictures"][path]["missing"]
+    folder.write_config({"data": {"path": str(photos / "rows.jsonl"), "image_root": None}})
+    assert data_of(build_report(folder.path))["pictures"][path]["uri"]
+    folder.write_config({"data": {"path": "x.jsonl", "image_root": str(photos)}})
+    assert data_of(build_report(folder.path))["pictures"][path]["uri"]
+    assert data_of(build_report(folder.path, image_root=tmp_path / "run"))["pictures"][path]["missing"]
+
+
+def test_pictures_keep_to_the_budget(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.effect_noise((300, 300), 90).save(tmp_path / f"{number}.png")
+    paths = [f"{number}.png" for number in range(4)]
+    for budget in (900_000, 100_000, 2_000):
+        found = inline_pictures(paths, tmp_path, [tmp_path], budget)
+        assert sum(len(picture.uri) for picture in found.values()) <= budget
+    assert all(picture.missing for picture in found.values())

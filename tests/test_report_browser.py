@@ -1,0 +1,271 @@
+"""The report page in a real browser, opened from disk: drawn, filtered, sorted, searched, not hijacked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_runs import make_run
+
+from mmreason.report.build import build_report
+from mmreason.run_records import RunFolder
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, from the dev extra")
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (  # no sandbox: CI runs as root; the rest keeps the browser from calling home
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--window-size=1300,1000",
+)  # fmt: skip
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER),
+        reason="needs chromium and chromedriver on PATH (Debian: apt-get install chromium chromium-driver)",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return make_run(tmp_path_factory.mktemp("runs") / "demo", steps=12, groups=3, group_size=4)
+
+
+@pytest.fixture
+def page(browser: Any, run: RunFolder) -> Any:
+    browser.get(build_report(run.path).as_uri())
+    browser.get_log("browser")
+    browser.get(run.report.as_uri())
+    yield browser
+    assert errors(browser) == []
+
+
+def errors(browser: Any) -> list[str]:
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def ask(browser: Any, script: str) -> Any:
+    return browser.execute_script(f"return {script}")
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "the page did not get there in time"
+        time.sleep(0.05)
+    return found
+
+
+def set_filter(browser: Any, control: str, value: str) -> str:
+    """Type into a filter as a person would, and return the new count line."""
+    browser.execute_script(
+        """
+        const input = document.getElementById(arguments[0]);
+        if (input.type === "checkbox") input.checked = arguments[1] === "on"; else input.value = arguments[1];
+        document.querySelector(".count").textContent = "";
+        input.dispatchEvent(new Event("input", {bubbles: true}));
+        """,
+        control,
+        value,
+    )
+    count: str = until(lambda: ask(browser, 'document.querySelector(".count").textContent'))
+    return count
+
+
+def completions(browser: Any) -> list[str]:
+    found: list[str] = ask(
+        browser, '[...document.querySelectorAll(".completion")].map(c => c.textContent.toWellFormed())'
+    )
+    return found
+
+
+def test_pictures_and_boxes_are_drawn(page: Any) -> None:
+    until(lambda: ask(page, 'document.querySelector(".frame img").naturalWidth') == 160)
+    assert ask(page, 'document.querySelectorAll(".group").length') >= 8
+    first = 'document.querySelector(".group")'
+    truth = ask(page, f'{first}.querySelector("rect.true").getBoundingClientRect().toJSON()')
+    image = ask(page, f'{first}.querySelector("img").getBoundingClientRect().toJSON()')
+    box = ask(page, 'JSON.parse(document.getElementById("data").textContent).groups[0].true_boxes[0]')
+    scale = image["width"] / 160
+    assert truth["left"] - image["left"] == pytest.approx(box[0] * scale, abs=2)
+    assert truth["top"] - image["top"] == pytest.approx(box[1] * scale, abs=2)
+    assert truth["width"] == pytest.approx((box[2] - box[0]) * scale, abs=4)
+    colors = ask(
+        page, f'["true", "predicted"].map(k => getComputedStyle({first}.querySelector("rect." + k)).stroke)'
+    )
+    assert colors[0] != colors[1]
+    assert "predicted" in ask(page, f'{first}.querySelector(".legend").textContent')
+
+
+def test_a_chosen_rollout_shows_only_its_own_boxes(page: Any) -> None:
+    visible = (
+        '[...document.querySelector(".group").querySelectorAll(".layer")]'
+        '.filter(layer => getComputedStyle(layer).display !== "none").length'
+    )
+    assert ask(page, visible) == 4
+    page.execute_script('document.querySelector(".rollout").focus()')
+    assert ask(page, visible) == 1
+    assert ask(page, 'getComputedStyle(document.querySelector(".layer.on .looked")).display') == "inline"
+    page.execute_script('document.querySelector(".rollout").blur()')
+    assert ask(page, visible) == 4
+    page.find_element("css selector", ".rollout header").click()
+    assert ask(page, 'document.querySelector(".rollout").classList.contains("pinned")')
+    assert ask(page, visible) == 1
+
+
+def test_curves_are_drawn_and_tell_their_values(page: Any) -> None:
+    titles = ask(page, '[...document.querySelectorAll(".chart strong")].map(t => t.textContent)')
+    assert titles[:4] == ["Reward", "Reward parts", "Held-out scores", "Completion length"]
+    assert ask(page, 'document.querySelectorAll(".chart path.curve").length') >= 14
+    assert ask(
+        page,
+        '[...document.querySelectorAll(".chart path")].every(p => !/NaN|undef/.test(p.getAttribute("d")))',
+    )
+    assert "at step 12" in ask(page, 'document.querySelector(".plot").getAttribute("aria-label")')
+    page.execute_script(
+        """
+        const plot = document.querySelector(".plot"), area = plot.getBoundingClientRect();
+        plot.dispatchEvent(new PointerEvent("pointermove", {clientX: area.left + 1, clientY: area.top + 50}));
+        """
+    )
+    assert ask(page, '[...document.querySelectorAll(".chart .at")].every(a => a.textContent === "step 1")')
+
+
+def test_filters_sorts_and_searches(page: Any) -> None:
+    assert "36 of 36 groups, 144 of 144 rollouts" in ask(page, 'document.querySelector(".count").textContent')
+    assert set_filter(page, "f-from", "5").startswith("24 of 36")
+    assert set_filter(page, "f-to", "6").startswith("6 of 36")
+    assert set(ask(page, '[...document.querySelectorAll("h3")].map(h => h.textContent)')) == {
+        "step 5",
+        "step 6",
+    }
+
+    page.find_element("css selector", "button[type=reset]").click()
+    until(lambda: "36 of 36" in ask(page, 'document.querySelector(".count").textContent'))
+    set_filter(page, "f-why", "format")
+    assert all("<answer>" not in text for text in completions(page))
+    assert set_filter(page, "f-why", "no_box").startswith("12 of 36 groups, 12 of")
+    assert all("top left" in text for text in completions(page))
+    set_filter(page, "f-why", "")
+
+    set_filter(page, "f-part", "iou")
+    set_filter(page, "f-low", "0.4")
+    shown = ask(
+        page,
+        '[...document.querySelectorAll(".part")].map(p => p.textContent).filter(t => t.startsWith("iou"))',
+    )
+    assert shown
+    assert all(float(text.split()[1]) >= 0.4 for text in shown)
+    set_filter(page, "f-low", "")
+    assert set_filter(page, "f-dataset", "photos").startswith("12 of 36")
+    set_filter(page, "f-dataset", "")
+    assert set_filter(page, "f-spread", "on").startswith("36 of 36")
+    set_filter(page, "f-spread", "")
+
+    set_filter(page, "f-order", "mean-down")
+    means = ask(
+        page, '[...document.querySelectorAll(".stats b:first-child")].map(b => parseFloat(b.textContent))'
+    )
+    assert len(means) >= 8
+    assert means == sorted(means, reverse=True)
+    set_filter(page, "f-order", "step-down")
+    assert ask(page, 'document.querySelector("h3").textContent') == "step 12"
+
+    assert set_filter(page, "f-query", "I WOULD say").startswith("18 of 36 groups, 18 of")
+    assert ask(page, 'document.querySelector("mark").textContent') == "I would say"
+    page.find_element("css selector", "button.rest").click()
+    assert ask(page, 'document.querySelector(".group").querySelectorAll(".rollout").length') == 4
+    assert set_filter(page, "f-query", "no such words").startswith("0 of 36")
+    assert completions(page) == []
+
+
+def test_hostile_text_is_shown_and_not_run(page: Any) -> None:
+    set_filter(page, "f-query", "alert(1)")
+    (text,) = completions(page)
+    assert text.startswith("</script><script>alert(1)</script><img src=x onerror=alert(2)>")
+    assert ask(page, 'document.querySelectorAll(".completion *:not(span):not(mark)").length') == 0
+    assert ask(page, "document.scripts.length") == 2
+    with pytest.raises(webdriver.remote.errorhandler.NoAlertPresentException):
+        page.switch_to.alert.text  # noqa: B018 - reading it is the question
+
+
+def test_the_policy_stops_injected_code_and_requests(browser: Any, run: RunFolder) -> None:
+    browser.get(build_report(run.path).as_uri())
+    browser.execute_script(
+        """
+        const script = document.createElement("script");
+        script.textContent = "window.hijacked = true";
+        const image = document.createElement("img");
+        image.src = "http://127.0.0.1:9/x.png";
+        document.body.append(script, image);
+        """
+    )
+    messages = until(lambda: errors(browser))
+    assert not ask(browser, "window.hijacked")
+    assert any("Content Security Policy" in message for message in messages)
+
+
+def test_thousands_of_rollouts_are_rendered_little_by_little(browser: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "big", steps=50, groups=2, group_size=20, hostile=False)
+    browser.get(build_report(folder.path, max_groups=100).as_uri())
+    assert "100 of 100 groups, 2000 of 2000 rollouts" in ask(
+        browser, 'document.querySelector(".count").textContent'
+    )
+    drawn = ask(browser, 'document.querySelectorAll(".group").length')
+    assert drawn <= 40
+    started = time.monotonic()
+    assert "of 100 groups" in set_filter(browser, "f-query", "red disc")
+    assert time.monotonic() - started < 5
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    until(lambda: ask(browser, 'document.querySelectorAll(".group").length') > drawn)
+    assert errors(browser) == []
+
+
+def test_an_empty_run_says_what_is_missing(browser: Any, tmp_path: Path) -> None:
+    browser.get(build_report(tmp_path).as_uri())
+    body = ask(browser, "document.body.innerText")
+    for said in ("No summary.json yet", "No metrics.jsonl yet", "No rollouts to show"):
+        assert said in body
+    assert errors(browser) == []
+
+
+def test_odd_records_do_not_stop_the_page(browser: Any, tmp_path: Path) -> None:
+    sizes = {"original_size": [9, 9], "model_size": [9, 9]}
+    records: list[dict[str, Any]] = [
+        {"completion": "no fields at all"},
+        {
+            "completion": "",
+            "step": 3,
+            "group": 1,
+            "rewards": {"__proto__": 1, "iou": None},
+            "images": [{"path": "x"}],
+        },
+        {"completion": "a", "step": "x", "group": [1], "images": [{"path": "y", **sizes}]},
+    ]
+    RunFolder(tmp_path).rollouts.write_text("\n".join(map(json.dumps, records)) + "\n")
+    browser.get(build_report(tmp_path).as_uri())
+    assert ask(browser, 'document.querySelectorAll(".rollout").length') == 3
+    assert "Picture not shown" in ask(browser, "document.body.innerText")
+    assert set_filter(browser, "f-low", "0").startswith("0 of 3")
+    assert errors(browser) == []
