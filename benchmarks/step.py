@@ -26,14 +26,14 @@ from transformers import set_seed
 from transformers.utils import logging
 from trl import GRPOTrainer
 
-from mmreason.config.schema import RunConfig
+from mmreason.config.schema import ModelConfig, RunConfig, TaskConfig
 from mmreason.data.base import build_task
 from mmreason.policy.policy import Policy
 from mmreason.records import Row
 from mmreason.run_records import RunFolder
 from mmreason.scoring import RewardRunner
 from mmreason.train.callbacks import StageClock, gpu_synchronize
-from mmreason.train.grpo import MMReasonGRPOTrainer, RewardColumn, grpo_arguments
+from mmreason.train.grpo import MMReasonGRPOTrainer, grpo_arguments
 from mmreason.train.run import training_rows
 
 STAGES = ("preprocess", "generate", "reward", "reference", "update")
@@ -41,7 +41,7 @@ STAGES = ("preprocess", "generate", "reward", "reference", "update")
 
 @dataclass
 class Work:
-    """What one trainer did: `seconds`, `tokens` and `patches` hold one mapping of stage -> amount per step."""
+    """What one trainer did: one mapping of stage -> amount for each step."""
 
     seconds: list[dict[str, float]] = field(default_factory=list)
     tokens: list[Counter[str]] = field(default_factory=list)
@@ -159,9 +159,7 @@ class StockReward:
 
 
 def write_files(folder: Path, count: int, side_px: int, seed: int) -> Path:
-    """Rows of the grounding task as a JSONL file with pictures of about `side_px`, the form in which users have data."""
-    from mmreason.config.schema import TaskConfig
-
+    """Rows of the grounding task as users have data: a JSONL file, and pictures of about `side_px`."""
     task = build_task(TaskConfig(name="grounding"), seed)
     lines = []
     for index in range(count):
@@ -214,9 +212,7 @@ def run_stock(config: RunConfig) -> Work:
     trainer = Stock(
         model=policy.model,
         reward_funcs=[StockReward(name, config, policy, prepared) for name in runner.names],
-        args=grpo_arguments(
-            config, policy, [float(weight) for weight in runner.weights], Path(config.out) / "stock"
-        ),
+        args=grpo_arguments(config, policy, [float(weight) for weight in runner.weights], Path(config.out) / "stock"),
         train_dataset=dataset,
         processing_class=policy.processor,
     )
@@ -257,7 +253,7 @@ def table(ours: Work, stock: Work) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The table for a person."""
     lines = [
-        "| stage | ours, s | stock TRL, s | stock / ours | tokens ours | tokens stock | patches ours | patches stock |",
+        "| stage | ours, s | stock, s | stock / ours | tokens ours | stock | patches ours | stock |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -273,9 +269,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--model", default="random:qwen2_5_vl", help="'random:<family>', 'tiny', a folder or a hub id"
-    )
+    parser.add_argument("--model", default="random:qwen2_5_vl", help="'random:<family>', 'tiny', a folder or a hub id")
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
     parser.add_argument("--group", type=int, default=8, help="completions per prompt")
     parser.add_argument("--new-tokens", type=int, default=32)
@@ -296,8 +290,9 @@ def main() -> None:
         works = {"stock": run_stock(config), "ours": run_ours(config)}
     rows = table(works["ours"], works["stock"])
     print(
-        f"{given.model}: {given.prompts} prompts × {given.group} completions of ≤ {given.new_tokens} tokens, pictures of {given.side} px, "
-        f"{given.steps - 1} steps, {'GPU' if torch.cuda.is_available() else f'{given.threads} CPU thread(s)'}\n"
+        f"{given.model}: {given.prompts} prompts × {given.group} completions of ≤ {given.new_tokens} tokens, "
+        f"pictures of {given.side} px, {given.steps - 1} steps, "
+        f"{'GPU' if torch.cuda.is_available() else f'{given.threads} CPU thread(s)'}\n"
     )
     print(markdown(rows))
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(given).items()}
@@ -312,27 +307,27 @@ def _config(given: argparse.Namespace, folder: Path) -> RunConfig:
     model: dict[str, Any] = {"name": given.model, "max_pixels": max(given.side**2, 3136)}
     if given.model.startswith("random:"):
         # A reference model is loaded a second time, so the weights must be in a folder.
-        probe = RunConfig(model=model).model
-        Policy.load(probe).save(folder / "model")
+        Policy.load(ModelConfig.model_validate(model)).save(folder / "model")
         model["name"] = str(folder / "model")
-    return RunConfig(
-        out=str(folder / "runs"),
-        model=model,
-        data={"path": str(data), "eval_share": 0.0},
-        reward={"iou": {"weight": 1.0}, "format": {"weight": 0.5}},
-        objective={"beta": given.beta, "num_iterations": given.iterations},
-        rollout={
+    values = {
+        "out": str(folder / "runs"),
+        "model": model,
+        "data": {"path": str(data), "eval_share": 0.0},
+        "reward": {"iou": {"weight": 1.0}, "format": {"weight": 0.5}},
+        "objective": {"beta": given.beta, "num_iterations": given.iterations},
+        "rollout": {
             "prompts_per_step": given.prompts,
             "group_size": given.group,
             "max_new_tokens": given.new_tokens,
         },
-        trainer={
+        "trainer": {
             "steps": given.steps,
             "micro_batch_size": given.micro,
             "eval_rows": 0,
             "save_rollouts": False,
         },
-    )
+    }
+    return RunConfig.model_validate(values)
 
 
 if __name__ == "__main__":

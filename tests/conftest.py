@@ -64,7 +64,7 @@ def vowels_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def config_in(random_model: Callable[[str], str], vowels_file: str) -> Callable[..., Any]:
-    """`config_in(folder, trainer={...}, objective={...}, family="qwen3_vl")`: a run of seconds on a random model."""
+    """`config_in(folder, trainer={...}, family="qwen3_vl")`: a run of seconds on a random model."""
 
     def make(out: Path, family: str = "qwen2_5_vl", **sections: Any) -> Any:
         from mmreason.config.schema import RunConfig

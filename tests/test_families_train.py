@@ -1,4 +1,4 @@
-"""Every model family takes GRPO steps on images, with full weights and with adapters; nothing that is frozen moves."""
+"""Every model family takes GRPO steps on images, full weights and adapters; nothing that is frozen moves."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ class Rows:
         count = self.images[position % len(self.images)]
         pictures = tuple(Image.new("RGB", (60 + 20 * k, 84), (40 * k, 90, 120)) for k in range(count))
         content = [*({"type": "image"} for _ in range(count)), {"type": "text", "text": "What is the color?"}]
-        return Row(
-            f"made/{position}", ({"role": "user", "content": content},), pictures, {"answer": "red"}, "made"
-        )
+        return Row(f"made/{position}", ({"role": "user", "content": content},), pictures, {"answer": "red"}, "made")
 
 
 @pytest.mark.parametrize("images", [[1, 2], [0], [0, 1], [2, 0]], ids=str)
@@ -108,10 +106,8 @@ def test_rows_with_none_one_or_two_images(
     trainer.rows.source = Rows(images)
     trainer.fit()
     records = list(read_rollouts(trainer.folder.rollouts))
-    assert [len(record["images"]) for record in records] == [
-        count for count in (images * 2)[:2] for _ in range(4)
-    ]
-    assert list(read_metrics(trainer.folder.metrics))[0]["grad_norm"] > 0
+    assert [len(record["images"]) for record in records] == [count for count in (images * 2)[:2] for _ in range(4)]
+    assert next(iter(read_metrics(trainer.folder.metrics)))["grad_norm"] > 0
 
 
 def test_row_whose_images_and_placeholders_differ_is_named(

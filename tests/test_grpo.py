@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -38,9 +40,7 @@ def reward_file(path: Path, body: str) -> str:
 # ---------------------------------------------------------------------- records and metrics
 
 
-def test_metrics_have_the_promised_names(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
+def test_metrics_have_the_promised_names(make_config: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(make_config(trainer={"steps": 3}))
     trainer.fit()
     lines = list(read_metrics(trainer.folder.metrics))
@@ -102,9 +102,7 @@ def test_each_completion_trains_with_its_own_advantage(
             return super()._compute_loss(model, inputs)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(grpo, "MMReasonGRPOTrainer", Spy)
-    trainer = make_trainer(
-        make_config(trainer={"steps": 1, "micro_batch_size": 2}, rollout={"prompts_per_step": 3})
-    )
+    trainer = make_trainer(make_config(trainer={"steps": 1, "micro_batch_size": 2}, rollout={"prompts_per_step": 3}))
     trainer.rows.source = FileRows(made_rows(3), 0)
     trainer.fit()
     records = list(read_rollouts(trainer.folder.rollouts))
@@ -129,9 +127,7 @@ def test_same_seed_same_run_other_seed_other_run(
     assert texts[0] != texts[2]
 
 
-def test_rollouts_can_be_switched_off(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
+def test_rollouts_can_be_switched_off(make_config: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(make_config(trainer={"save_rollouts": False}))
     trainer.fit()
     assert not trainer.folder.rollouts.exists()
@@ -194,9 +190,7 @@ def test_masked_truncated_completions_teach_nothing(
     assert line["grad_norm"] == 0.0
 
 
-def test_vision_tokens_are_never_sampled(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
+def test_vision_tokens_are_never_sampled(make_config: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(make_config(rollout={"max_new_tokens": 8}))
     policy = trainer.policy
     banned = policy.banned_token_ids
@@ -231,9 +225,7 @@ def test_missing_values_are_left_out_of_the_group(
     )
     file = reward_file(tmp_path / "sometimes.py", body)
     trainer = make_trainer(
-        make_config(
-            reward={"files": (file,), "sometimes": {"weight": 1.0}, "vowels": None}, rollout={"group_size": 8}
-        )
+        make_config(reward={"files": (file,), "sometimes": {"weight": 1.0}, "vowels": None}, rollout={"group_size": 8})
     )
     trainer.fit()
     records = list(read_rollouts(trainer.folder.rollouts))
@@ -243,6 +235,17 @@ def test_missing_values_are_left_out_of_the_group(
     assert all(record["reward"] is None and record["advantage"] == 0.0 for record in missing)
     assert all(record["rewards"]["format"] is not None for record in missing)
     assert any(record["advantage"] != 0 for record in records)
+
+
+def test_reward_that_never_applies_is_logged_as_missing(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    body = 'def never(completion: str) -> float | None:\n    """Applies to nothing."""\n    return None\n'
+    file = reward_file(tmp_path / "never.py", body)
+    vowels = make_config().reward.files[0]
+    config = make_config(reward={"files": (file, vowels), "never": {"weight": 1.0}}, trainer={"eval_rows": 4})
+    summary = run_train(config, config.model_dump(mode="json"))
+    assert "never" not in summary["after"]
+    lines = list(read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl"))
+    assert all(line["rewards/never"] is None and line["reward"] > 0 for line in lines)
 
 
 def test_failing_reward_stops_with_a_checkpoint_and_continues_when_mended(
@@ -294,9 +297,7 @@ def test_loss_that_is_no_number_stops_before_the_update(
     assert all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters())
 
 
-def test_spoilt_weights_are_not_saved(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
+def test_spoilt_weights_are_not_saved(make_config: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(make_config(trainer={"steps": 4, "learning_rate": 1e38, "save_every_steps": 3}))
     with pytest.raises(TrainingDiverged, match="learning rate"):
         trainer.fit()
@@ -338,9 +339,7 @@ def test_a_prompt_is_prepared_once_for_its_group(
     drawn: Counter[int] = Counter()
     prepared: Counter[str] = Counter()
     row, prepare = TaskRows.row, Policy.prepare
-    monkeypatch.setattr(
-        TaskRows, "row", lambda self, position: (drawn.update([position]), row(self, position))[1]
-    )
+    monkeypatch.setattr(TaskRows, "row", lambda self, position: (drawn.update([position]), row(self, position))[1])
     monkeypatch.setattr(
         Policy,
         "prepare",
@@ -442,11 +441,16 @@ def test_run_ends_with_a_model_that_plain_transformers_loads(
 def test_scores_before_are_measured_once(
     make_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mmreason.evaluate import evaluate
     from mmreason.train import run
 
     calls: list[int] = []
-    evaluate = run.evaluate
-    monkeypatch.setattr(run, "evaluate", lambda *a, **k: (calls.append(1), evaluate(*a, **k))[1])
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(run, "evaluate", counted)
     config = make_config(trainer={"eval_rows": 4})
     first = run_train(config, config.model_dump(mode="json"))
     assert len(calls) == 2
@@ -486,8 +490,56 @@ def test_own_data_with_a_picture_that_breaks_late(photographs: Path, make_config
     summary = run_train(config, config.model_dump(mode="json"))
     assert sum(summary["rows_skipped"].values()) == 1
     assert summary["steps"] == 4
-    strict = make_config(
-        name="raise", data=data | {"on_bad_row": "raise"}, trainer={"steps": 4, "eval_rows": 10}
-    )
+    strict = make_config(name="raise", data=data | {"on_bad_row": "raise"}, trainer={"steps": 4, "eval_rows": 10})
     with pytest.raises(ImageError, match=r"3\.png"):
         run_train(strict, strict.model_dump(mode="json"))
+
+
+RUN_SCRIPT = """
+import sys
+from pathlib import Path
+from mmreason.config.schema import RunConfig
+from mmreason.train.run import run_train
+config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
+run_train(config, config.model_dump(mode="json"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_group(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    """One group of eight, four completions on each process: rewards are compared across processes."""
+    config = make_config(
+        rollout={"prompts_per_step": 1, "group_size": 8}, trainer={"steps": 2, "eval_rows": 2, "micro_batch_size": 2}
+    )
+    (tmp_path / "run.py").write_text(RUN_SCRIPT)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tmp_path / "run.py"), str(tmp_path / "config.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("before training") == 1
+    run = tmp_path / "runs" / "run"
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    records = list(read_rollouts(run / "rollouts.jsonl"))
+    assert [(record["step"], record["group"]) for record in records] == [(1, 0)] * 8 + [(2, 1)] * 8
+    assert len({record["completion"] for record in records[:8]}) > 4, "both processes sampled the same completions"
+    for step in (1, 2):
+        members = [record for record in records if record["step"] == step]
+        scores = np.array([record["reward"] for record in members])
+        expected = (scores - scores.mean()) / (scores.std(ddof=1) + 1e-4)
+        assert [record["advantage"] for record in members] == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_the_step_benchmark_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.step", "--steps", "2", "--prompts", "2", "--group", "2"]
+    command += ["--new-tokens", "4", "--side", "84", "--json", str(tmp_path / "step.json")]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| update |" in done.stdout
+    rows = {row["stage"]: row for row in json.loads((tmp_path / "step.json").read_text())["rows"]}
+    assert set(rows) == {"preprocess", "generate", "reward", "reference", "update", "step"}
+    # The same work is asked of both, so the counters must agree.
+    for what in ("tokens", "patches"):
+        assert rows["update"][f"ours_{what}"] == rows["update"][f"stock_{what}"] > 0

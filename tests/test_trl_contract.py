@@ -1,4 +1,4 @@
-"""TRL's private hooks, as they were when mmreason was written, and the proof that our overrides leave GRPO what it is.
+"""TRL's private hooks as they were when mmreason was written; proof that our overrides leave GRPO as it is.
 
 When TRL moves a hook, the first group of tests names it; when it changes what a hook means, the second group
 does.
@@ -47,9 +47,7 @@ SIGNATURES = {
 
 
 def test_versions_are_those_that_were_read() -> None:
-    assert trl.__version__.startswith("1.16."), (
-        "read grpo_trainer.py again before widening the pin in pyproject.toml"
-    )
+    assert trl.__version__.startswith("1.16."), "read grpo_trainer.py again before widening the pin in pyproject.toml"
     assert transformers.__version__.startswith("5.23."), "read trainer.py again before widening the pin"
 
 
@@ -86,8 +84,10 @@ def test_the_step_goes_in_the_order_that_we_count_on(method: Any) -> None:
     """Gradient norm, then optimizer; then log (metrics line), then save."""
     source = inspect.getsource(method)
     wanted = {
-        "_run_epoch": ["training_step(", "_get_grad_norm(", "optimizer.step()", "global_step += 1", "on_step_end(",
-                       "_maybe_log_save_evaluate("],
+        "_run_epoch": [
+            "training_step(", "_get_grad_norm(", "optimizer.step()", "global_step += 1", "on_step_end(",
+            "_maybe_log_save_evaluate(",
+        ],
         "_maybe_log_save_evaluate": ["self.log(", "_save_checkpoint("],
     }[method.__name__]  # fmt: skip
     places = [source.index(piece) for piece in wanted]
@@ -127,9 +127,7 @@ def stock_trainer(config: Any, tmp_path: Path, **replaced: Any) -> GRPOTrainer:
     policy = Policy.load(config.model, device="cpu")
     arguments = grpo_arguments(config, policy, [1.0, 0.0], tmp_path / "stock")
     rows, _ = training_rows(config, policy)
-    prepared = [
-        rows.prepared(position) for position in range(config.rollout.prompts_per_step * config.trainer.steps)
-    ]
+    prepared = [rows.prepared(position) for position in range(config.rollout.prompts_per_step * config.trainer.steps)]
     dataset = datasets.Dataset.from_dict(
         {
             "prompt": [_text_parts(item.messages) for item in prepared],
@@ -162,10 +160,7 @@ def stock_trainer(config: Any, tmp_path: Path, **replaced: Any) -> GRPOTrainer:
 
 def _text_parts(messages: list[Any]) -> list[dict[str, str]]:
     """TRL puts the images before a plain text, as the tasks do."""
-    return [
-        {"role": m["role"], "content": "".join(part.get("text", "") for part in m["content"])}
-        for m in messages
-    ]
+    return [{"role": m["role"], "content": "".join(part.get("text", "") for part in m["content"])} for m in messages]
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -210,13 +205,13 @@ def test_whole_run_equals_stock_trl(
     make_trainer: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    """Same prompts, images and rewards: the same completions are sampled and the same weights come out, bit for bit."""
+    """Same prompts, images and rewards: the same completions, and the same weights bit for bit."""
     config = make_config(trainer={"steps": 3, "micro_batch_size": micro_batch_size})
     ours = make_trainer(config)
     ours.fit()
     losses: list[float] = []
 
-    class Losses(TrainerCallback):
+    class Losses(TrainerCallback):  # type: ignore[misc]
         def on_log(self, *args: Any, logs: Any = None, **kwargs: Any) -> None:
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
@@ -227,9 +222,7 @@ def test_whole_run_equals_stock_trl(
     assert all(torch.equal(ours_weights[name], stock_weights[name]) for name in stock_weights)
 
 
-def test_log_probs_equal_a_plain_forward(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any]
-) -> None:
+def test_log_probs_equal_a_plain_forward(make_config: Callable[..., Any], make_trainer: Callable[..., Any]) -> None:
     trainer = make_trainer(make_config(rollout={"temperature": 0.7}))
     policy, rows = trainer.policy, trainer.rows
     items = [rows.prepared(position) for position in (0, 1)]
@@ -264,10 +257,14 @@ def test_every_option_reaches_trl(make_config: Callable[..., Any], tmp_path: Pat
     assert grpo_arguments(make_config(), policy, [1.0], tmp_path).to_dict() == usual
     unusual: dict[str, dict[str, Any]] = {
         "objective": {
-            "loss_type": "sapo", "beta": 0.3, "epsilon": 0.11, "epsilon_high": 0.33, "delta": 4.0, "scale_rewards": "batch",
-            "importance_sampling": "sequence", "num_iterations": 3, "mask_truncated": True, "top_entropy_quantile": 0.5,
+            "loss_type": "sapo", "beta": 0.3, "epsilon": 0.11, "epsilon_high": 0.33, "delta": 4.0,
+            "scale_rewards": "batch", "importance_sampling": "sequence", "num_iterations": 3,
+            "mask_truncated": True, "top_entropy_quantile": 0.5,
         },
-        "rollout": {"prompts_per_step": 6, "group_size": 3, "temperature": 0.4, "top_p": 0.9, "top_k": 7, "max_new_tokens": 9},
+        "rollout": {
+            "prompts_per_step": 6, "group_size": 3, "temperature": 0.4, "top_p": 0.9, "top_k": 7,
+            "max_new_tokens": 9,
+        },
         "trainer": {
             "steps": 7, "learning_rate": 0.5, "lr_schedule": "cosine", "warmup_steps": 1, "weight_decay": 0.2,
             "max_grad_norm": 0.3, "micro_batch_size": 2,

@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from mmreason.config.schema import LoraConfig, ModelConfig
-from mmreason.errors import DataError, ModelError
+from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
 from mmreason.policy.tiny import TINY_VLM_DIR, build_model, build_processor
@@ -146,16 +146,29 @@ class Policy:
     # ------------------------------------------------------------------ images and prompts
 
     def geometry_of(self, size: tuple[int, int]) -> ImageGeometry:
-        """How an image of `size` (width, height) will be seen; the same rule as the family's processor."""
-        width, height = size
-        new_height, new_width = smart_resize(
-            height,
-            width,
-            factor=self.family.grid_px,
-            min_pixels=self.config.min_pixels,
-            max_pixels=self.config.max_pixels,
+        """How an image of `size` (width, height) will be seen; the same rule as the family's processor.
+
+        The rule is applied until it changes nothing more, so that the processor finds nothing left to resize.
+
+        Raises:
+            ImageError: the picture is so narrow, and the pixel budget so tight, that no size satisfies both.
+        """
+        height, width = size[1], size[0]
+        for _ in range(4):
+            seen = smart_resize(
+                height,
+                width,
+                factor=self.family.grid_px,
+                min_pixels=self.config.min_pixels,
+                max_pixels=self.config.max_pixels,
+            )
+            if seen == (height, width):
+                return ImageGeometry(size, (width, height), self.family.patch_size, self.family.merge_size)
+            height, width = seen
+        raise ImageError(
+            f"an image of {size[0]} × {size[1]} px fits no size between model.min_pixels={self.config.min_pixels} and "
+            f"model.max_pixels={self.config.max_pixels}: widen the pixel budget, or pad the image"
         )
-        return ImageGeometry(size, (new_width, new_height), self.family.patch_size, self.family.merge_size)
 
     def prepare_image(self, image: Image.Image) -> tuple[Image.Image, ImageGeometry]:
         """Resize once to the patch grid; the processor then finds nothing left to resize."""
@@ -179,6 +192,17 @@ class Policy:
 
     def prepare(self, row: Row, loader: ImageLoader | None = None) -> Prepared:
         """Open and resize a row's images and build its prompt; raises `ImageError` for an image that cannot be read."""
+        parts = sum(
+            part["type"] == "image"
+            for message in row.messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+        )
+        if parts != len(row.images):
+            raise DataError(
+                f"row {row.id}: its messages hold {parts} image part(s), but it has {len(row.images)} image(s). "
+                "Every image needs one image part in the messages."
+            )
         pictures = self.open_images(row, loader)
         pairs = [self.prepare_image(picture) for picture in pictures]
         return Prepared(row, self.prompt(row), [image for image, _ in pairs], tuple(geometry for _, geometry in pairs))

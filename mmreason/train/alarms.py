@@ -159,31 +159,22 @@ def box_diagnosis(samples: Samples, box_frame: str) -> str:
         samples: rollouts with a target of boxes.
         box_frame: the frame they are read in.
     """
-    usable = [
-        rollout
-        for rollout in samples
-        if rollout.geometry and isinstance(rollout.row.target.get("boxes"), list)
-    ]
+    usable = [rollout for rollout in samples if rollout.geometry and isinstance(rollout.row.target.get("boxes"), list)]
     written = [(rollout, parse_boxes(rollout.answer or "", Frame.original_px)) for rollout in usable]
     parsed = [(rollout, boxes) for rollout, boxes in written if len(boxes)]
     if usable and not parsed:
         return (
             f"None of {len(usable)} answers looked at holds a box [x1, y1, x2, y2]: say in model.instruction "
-            "how to write one, or warm up with `mmreason sft`."
-            + _quoted([rollout.text for rollout in usable])
+            "how to write one, or warm up with `mmreason sft`." + _quoted([rollout.text for rollout in usable])
         )
     advice = f"Likely the box frame: boxes are read as {box_frame or 'an unknown frame'}."
     overlaps = frame_overlaps(parsed)
     if overlaps:
         best = max(overlaps, key=lambda frame: overlaps[frame])
         if best != box_frame and overlaps[best] > max(CONVINCING_IOU, 2 * overlaps.get(box_frame, 0.0)):
-            advice += (
-                f" Read as {best}, the same boxes overlap the true ones by {overlaps[best]:.2f} on average."
-            )
+            advice += f" Read as {best}, the same boxes overlap the true ones by {overlaps[best]:.2f} on average."
         else:
-            advice = (
-                f"Boxes are read as {box_frame}; no other frame fits them better, so the places are wrong."
-            )
+            advice = f"Boxes are read as {box_frame}; no other frame fits them better, so the places are wrong."
     shown = [
         f"{_shorten(rollout.answer or '')} in a picture of {_size(rollout.geometry[0].original_size)} px "
         f"(the model sees {_size(rollout.geometry[0].model_size)}), "

@@ -7,6 +7,7 @@ alarms.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmreason.errors import MMReasonError
@@ -47,9 +49,7 @@ class SignalWatch:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._previous[number] = signal.signal(number, self._remember)
-            except (
-                ValueError
-            ):  # only the main thread may set handlers; a run inside a thread is stopped by its host
+            except ValueError:  # only the main thread may set handlers; a run inside a thread is stopped by its host
                 break
         return self
 
@@ -125,6 +125,11 @@ def gpu_synchronize() -> Callable[[], None] | None:
     return torch.cuda.synchronize if torch.cuda.is_available() else None
 
 
+def process_state() -> PartialState:
+    """Which of how many processes this is; the first call joins them, and picks the process's GPU."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 class Listener(Protocol):
     """Anything that wants the step's numbers: the live table, the alarms."""
 
@@ -184,7 +189,9 @@ class StepCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        metrics = {name: value for name, value in logs.items() if name not in _NOT_METRICS}
+        # TRL writes None for a metric that applied to nothing; listeners are promised numbers.
+        numbers = {name: math.nan if value is None else value for name, value in logs.items()}
+        metrics = {name: value for name, value in numbers.items() if name not in _NOT_METRICS}
         self.folder.append_metrics({"step": state.global_step, **metrics})
         for listener in self.listeners:
             listener(state.global_step, metrics)

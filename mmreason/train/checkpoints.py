@@ -166,19 +166,15 @@ def find_checkpoint(resume: str, run: RunFolder, say: Callable[[str], None] = pr
         found = newest_complete(run, say)
         if found is None and run.checkpoints():
             raise ResumeError(
-                f"no checkpoint in {run.path} is whole. Start again under another name, or remove {run.path} first."
+                f"no checkpoint in {run.path} is whole. Start again under another name, or remove the folder."
             )
         return found
     folder = Path(resume)
     if not folder.is_dir():
-        raise ResumeError(
-            f"resume={resume}: there is no such folder. Give a checkpoint folder, or resume=auto."
-        )
+        raise ResumeError(f"resume={resume}: there is no such folder. Give a checkpoint folder, or resume=auto.")
     problem = problem_with(folder)
     if problem is not None:
-        raise ResumeError(
-            f"resume={resume}: {problem}. Give an older checkpoint, or resume=auto to pick the newest whole one."
-        )
+        raise ResumeError(f"resume={resume}: {problem}. Give an older one, or resume=auto for the newest whole one.")
     return folder
 
 
@@ -197,24 +193,20 @@ def check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], step: int) 
         ResumeError: names every option that differs, with both values.
     """
     old, new = dict(_flatten(to_plain(saved))), dict(_flatten(to_plain(now)))
-    differing = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)
-    ]
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _is_free(key)]
     steps = "trainer.steps"
     if old.get(steps) != new.get(steps):
         if new["trainer.lr_schedule"] not in _OPEN_ENDED_SCHEDULES:
             differing.append(steps)
         elif new[steps] < step:
             raise ResumeError(
-                f"the checkpoint has done {step} steps, more than trainer.steps={new[steps]}. Ask for more steps."
+                f"the checkpoint has done {step} steps, more than trainer.steps={new[steps]}. Ask for more."
             )
     if differing:
-        lines = "\n".join(
-            f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now" for key in differing
-        )
+        lines = "\n".join(f"  {key}: {old.get(key)!r} in the checkpoint, {new.get(key)!r} now" for key in differing)
         raise ResumeError(
-            f"this run cannot continue the checkpoint, because these options change what it computes:\n{lines}\n"
-            "Set them back, or start a new run from the checkpoint's weights: model=<checkpoint folder> name=<new name>."
+            f"this run cannot continue the checkpoint: these options change what it computes:\n{lines}\n"
+            "Set them back, or begin a new run with the checkpoint's weights: model=<checkpoint> name=<new>."
         )
 
 
@@ -249,9 +241,7 @@ def load_weights(model: Any, folder: Path) -> None:
         else:
             # from_pretrained knows the names under which each family's weights are stored; load_state_dict
             # does not.
-            saved = type(model).from_pretrained(
-                folder, dtype=model.dtype, local_files_only=True, use_safetensors=True
-            )
+            saved = type(model).from_pretrained(folder, dtype=model.dtype, local_files_only=True, use_safetensors=True)
             model.load_state_dict(saved.state_dict(), strict=True)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ResumeError(f"the weights in {folder} do not fit the model: {error}") from error
@@ -264,7 +254,7 @@ def load_weights(model: Any, folder: Path) -> None:
 
 
 class SealedCheckpoints:
-    """Mixin for a transformers `Trainer`: its checkpoints are sealed, published in one rename, and loaded strictly.
+    """Mixin for a transformers `Trainer`: checkpoints are sealed, published in one rename, loaded strictly.
 
     The trainer sets the three attributes before its own `__init__` ends, and inherits from this class first.
 
@@ -280,7 +270,7 @@ class SealedCheckpoints:
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Why: while a checkpoint is being written it lies aside, so that no half of one ever has a checkpoint's name."""
+        """Why: a checkpoint is written aside, so that no half of one ever has a checkpoint's name."""
         return str(self._staging or super()._get_output_dir(trial))  # type: ignore[misc]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:

@@ -11,7 +11,7 @@ Legend of shapes: N completions of a step on one process, R rewards.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mmreason.policy.policy import Policy
 from mmreason.records import Rollout
 from mmreason.run_records import RolloutWriter, RunFolder
 from mmreason.scoring import RewardRunner, ScoreTable
-from mmreason.train.callbacks import Listener, SignalWatch, StageClock, StepCallback, gpu_synchronize
+from mmreason.train.callbacks import Listener, SignalWatch, StageClock, StepCallback, gpu_synchronize, process_state
 from mmreason.train.checkpoints import (
     RandomStates,
     SealedCheckpoints,
@@ -51,7 +51,7 @@ class TrainingDiverged(MMReasonError, ArithmeticError):
 def grpo_arguments(
     config: RunConfig,
     policy: Policy,
-    reward_weights: Sequence[float],
+    reward_weights: Iterable[float],
     output_dir: Path,
     num_processes: int = 1,
 ) -> GRPOConfig:
@@ -66,8 +66,8 @@ def grpo_arguments(
     micro = trainer.micro_batch_size or per_process
     if rest or per_process % micro:
         raise DataError(
-            f"{config.rows_per_step} completions a step cannot be shared by {num_processes} processes in micro-batches of {micro}; "
-            "change rollout.prompts_per_step or trainer.micro_batch_size"
+            f"{config.rows_per_step} completions a step cannot be shared by {num_processes} processes in "
+            f"micro-batches of {micro}; change rollout.prompts_per_step or trainer.micro_batch_size"
         )
     on_gpu = policy.device.type == "cuda"
     return GRPOConfig(
@@ -181,22 +181,16 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         self._sampled: dict[str, float] = {}
         self._losses: list[torch.Tensor] = []
         self._boundary: RandomStates | None = None
-        if (
-            config.objective.beta > 0
-            and config.model.lora.rank == 0
-            and not policy.model.config._name_or_path
-        ):
+        if config.objective.beta > 0 and config.model.lora.rank == 0 and not policy.model.config._name_or_path:
             raise ModelError(
-                "objective.beta > 0 needs a reference model, which is loaded a second time, and this model is in memory only. "
-                "Save it to a folder and give that as model."
+                "objective.beta > 0 needs a reference model, which is loaded a second time, and this model "
+                "is in memory only. Save it to a folder and give that as model."
             )
-        num_prompts = config.rollout.prompts_per_step * -(
-            -config.trainer.steps // config.objective.num_iterations
-        )
+        num_prompts = config.rollout.prompts_per_step * -(-config.trainer.steps // config.objective.num_iterations)
         super().__init__(
             model=policy.model,
             reward_funcs=[RewardColumn(name) for name in self.rewards.names],
-            args=grpo_arguments(config, policy, self.rewards.weights, folder.path, _num_processes()),
+            args=grpo_arguments(config, policy, self.rewards.weights, folder.path, process_state().num_processes),
             train_dataset=Dataset.from_dict({"position": list(range(num_prompts))}),
             processing_class=policy.processor,
         )
@@ -236,27 +230,25 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Why: the last moment before the optimizer moves the weights; a loss that is not finite stops the run here."""
+        """Why: the last moment before the weights move; a loss that is no number stops the run here."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         losses, self._losses = torch.stack(self._losses), []
         bad = not bool(torch.isfinite(losses).all()) or not bool(torch.isfinite(torch.as_tensor(norm)))
         if self._any_process(bad):
             raise TrainingDiverged(
-                f"step {self.state.global_step + 1}: loss {losses.sum().item():.3g}, gradient norm {float(norm):.3g}; "
-                f"the optimizer was not run. {_CAUSES}"
+                f"step {self.state.global_step + 1}: loss {losses.sum().item():.3g}, "
+                f"gradient norm {float(norm):.3g}; the optimizer was not run. {_CAUSES}"
             )
         return norm
 
     # ------------------------------------------------------------------ sampling and rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Why: rows are drawn and images decoded here, once a prompt, and not for each time TRL's sampler repeats a position."""
+        """Why: rows are drawn and images decoded here, once a prompt, however often it is repeated."""
         self._boundary = RandomStates.capture()
         self._batch = _Batch()
         with self.clock.stage("preprocess"):
-            output: dict[str, Any] = super()._generate_and_score_completions(
-                [self._example(item) for item in inputs]
-            )
+            output: dict[str, Any] = super()._generate_and_score_completions([self._example(item) for item in inputs])
             self._record(output["advantages"])
         return output
 
@@ -279,7 +271,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             if "probability tensor" not in str(error):
                 raise
             raise TrainingDiverged(
-                f"step {self.state.global_step + 1}: the policy's probabilities are not numbers any more. {_CAUSES}"
+                f"step {self.state.global_step + 1}: the policy's probabilities are not numbers. {_CAUSES}"
             ) from error
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
@@ -294,7 +286,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         completions: Any,
         completion_ids_list: Sequence[Sequence[int]],
     ) -> torch.Tensor:
-        """Why: all rewards are scored together from one record of the completion, and a failure is a missing value, not an abort.
+        """Why: all rewards are scored together, and a failure is a missing value instead of an abort.
 
         Returns:
             `[N over all processes, R]`, NaN where a reward does not apply or failed.
@@ -309,9 +301,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
                 )
             table = self._score()
             local = np.concatenate([table.values, table.total[:, None]], axis=1)
-            told = self.accelerator.gather(
-                torch.tensor(local, dtype=torch.float32, device=self.accelerator.device)
-            )
+            told = self.accelerator.gather(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device))
             self._batch.values, self._batch.total = told[:, :-1], told[:, -1]
             # A completion to which only rewards of weight 0 apply has no score; TRL would give it a score of
             # 0.
@@ -323,9 +313,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         failure: RewardFailure | None = None
         table: ScoreTable | None = None
         try:
-            table = self.rewards.score(
-                self._batch.rollouts, self.state.global_step / max(1, self.state.max_steps)
-            )
+            table = self.rewards.score(self._batch.rollouts, self.state.global_step / max(1, self.state.max_steps))
         except RewardFailure as error:
             failure = error
         if self._any_process(failure is not None):
@@ -355,9 +343,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         self._sampled = {
             "reward": _mean(total),
             **{f"rewards/{name}": _mean(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)},
-            "reward_std": float(total[total.isfinite()].std(correction=0))
-            if total.isfinite().any()
-            else float("nan"),
+            "reward_std": float(total[total.isfinite()].std(correction=0)) if total.isfinite().any() else float("nan"),
             "zero_variance_groups": float(equal.all(dim=1).float().mean()),
             "completion_length": length,
             "truncated": truncated,
@@ -367,12 +353,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             rollouts = gather_object(batch.rollouts)
             everyone = self.accelerator.gather(advantages)
             if self.accelerator.is_main_process:
-                columns = {
-                    name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)
-                }
-                self.writer.write(
-                    self.state.global_step + 1, rollouts, columns, _or_none(total), _or_none(everyone)
-                )
+                columns = {name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)}
+                self.writer.write(self.state.global_step + 1, rollouts, columns, _or_none(total), _or_none(everyone))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Why: metrics under our names in place of TRL's, also for the trackers in `report_to`."""
@@ -380,9 +362,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             seconds = self.clock.end()
             found = self._metrics["train"]
             metrics = dict(self._sampled)
-            metrics |= {
-                ours: float(np.mean(found[theirs])) for ours, theirs in _FROM_TRL.items() if found.get(theirs)
-            }
+            metrics |= {ours: float(np.mean(found[theirs])) for ours, theirs in _FROM_TRL.items() if found.get(theirs)}
             metrics |= {"step_seconds": sum(seconds.values())}
             metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
             metrics |= self._evaluation()
@@ -410,7 +390,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
     # ------------------------------------------------------------------ checkpoints
 
     def _save_after_failure(self) -> str:
-        """Save where the run can be continued exactly, if this is such a place; returns a sentence about it."""
+        """Save if the run can be continued exactly from here; returns a sentence about it."""
         step = self.state.global_step
         folder = self.folder.path / f"checkpoint-{step}"
         kept = self.folder.checkpoints()
@@ -433,19 +413,11 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
 
 
 def _drop_empty_pixels(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A micro-batch of rows without images, cut from a batch with some, has zero pixels; towers cannot encode those."""
+    """Rows without images, cut from a batch with some, come with zero pixels; towers cannot encode those."""
     pixels = kwargs.get("pixel_values")
     if pixels is not None and pixels.shape[0] == 0:
-        kwargs = {
-            name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")
-        }
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("pixel_values", "image_grid_thw")}
     return args, kwargs
-
-
-def _num_processes() -> int:
-    from accelerate import PartialState
-
-    return int(PartialState().num_processes)
 
 
 def _facts(rollout: Rollout) -> tuple[float, float, float]:

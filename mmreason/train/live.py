@@ -108,9 +108,7 @@ class LiveTable:
         """One compact line, e.g. `step 12/80  reward 0.53 (iou 0.41, format 0.98)  2.1 s/step  eta 2m20s`."""
         parts = [f"step {self.step}/{self.total_steps}"]
         rewards = ", ".join(
-            f"{name} {show(metrics[f'rewards/{name}'])}"
-            for name in self.reward_names
-            if f"rewards/{name}" in metrics
+            f"{name} {show(metrics[f'rewards/{name}'])}" for name in self.reward_names if f"rewards/{name}" in metrics
         )
         if "reward" in metrics:
             parts.append(f"reward {show(metrics['reward'])}" + (f" ({rewards})" if rewards else ""))

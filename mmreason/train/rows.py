@@ -54,9 +54,7 @@ class FileRows:
 
     def __init__(self, rows: Sequence[Row], seed: int) -> None:
         if not rows:
-            raise DataError(
-                "there is no row to train on. Check data.path, and that data.eval_share leaves some rows for training."
-            )
+            raise DataError("there is no row to train on. Check data.path, and that data.eval_share leaves some rows.")
         self.rows = rows
         self.seed = seed
         self._epoch = -1
@@ -144,9 +142,7 @@ class TrainingRows:
     def _refuse_or_count(self, row: Row, error: MMReasonError) -> None:
         if self.on_bad_row == "raise":
             kind = ImageError if isinstance(error, ImageError) else DataError
-            raise kind(
-                f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)"
-            ) from error
+            raise kind(f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)") from error
         self.skipped.setdefault(row.id, (getattr(error, "kind", "unusable"), str(error)))
 
 
@@ -157,6 +153,7 @@ def _checked(prepared: Prepared) -> Prepared:
     wanted = sum(part["type"] == "image" for part in parts)
     if wanted != len(prepared.images):
         raise DataError(
-            f"row {prepared.row.id}: the messages have {wanted} image part(s), and the row has {len(prepared.images)} image(s)"
+            f"row {prepared.row.id}: the messages have {wanted} image part(s), and the row has "
+            f"{len(prepared.images)} image(s)"
         )
     return prepared

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
@@ -35,7 +34,7 @@ from mmreason.records import Rollout, Row
 from mmreason.run_records import RunFolder, read_metrics, to_plain, write_atomically
 from mmreason.stats import Interval
 from mmreason.train.alarms import AlarmBook
-from mmreason.train.callbacks import Interrupted, SignalWatch
+from mmreason.train.callbacks import Interrupted, SignalWatch, process_state
 from mmreason.train.checkpoints import check_same_run, find_checkpoint, read_manifest
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
@@ -68,7 +67,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     checkpoint = open_run(config, folder, identity)
     policy = Policy.load(config.model, seed=config.seed)
     rows, skipped = training_rows(config, policy)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         folder.write_config(plain)
     held_out = HeldOut.of(config, policy, rows)
     with SignalWatch() as watch:
@@ -107,7 +106,7 @@ def train(
     held_out: HeldOut,
     watch: SignalWatch,
 ) -> MMReasonGRPOTrainer:
-    """The GRPO loop with its live table and alarms; raises `Interrupted` once a signal's checkpoint is saved."""
+    """The GRPO loop with live table and alarms; raises `Interrupted` once a signal's checkpoint is saved."""
     live = LiveTable(config.trainer.steps, _reward_names(config))
     alarms = AlarmBook(
         [name for name, weight in config.reward.weights().items() if weight != 0],
@@ -154,19 +153,19 @@ def open_run(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) 
         print(f"continuing {checkpoint} at step {manifest['step']}")
         return checkpoint
     # Only one process looks: the folder is no longer empty once it has begun to write.
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return None
     if config.resume != "auto" and folder.path.is_dir() and any(folder.path.iterdir()):
         raise ConfigError(
-            f"run folder {folder.path} is not empty. Choose another name=…, continue the run with resume=auto, "
-            "or remove the folder."
+            f"run folder {folder.path} is not empty. Choose another name=…, continue the run with "
+            "resume=auto, or remove the folder."
         )
     folder.truncate_after(0)
     return None
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
-    """What a run must have in common with the checkpoint that it continues: configuration and content of the data file."""
+    """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
     identity: dict[str, Any] = config.model_dump(mode="json")
     if config.data.path is not None and Path(config.data.path).is_file():
         identity["data_file_sha256"] = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
@@ -235,11 +234,9 @@ class HeldOut:
         if path.is_file():
             saved = json.loads(path.read_text(encoding="utf-8"))
             if saved.get("ids") == ids:
-                return EvalResult(
-                    {name: np.asarray(v, dtype=np.float64) for name, v in saved["scores"].items()}, ()
-                )
+                return EvalResult({name: np.asarray(v, dtype=np.float64) for name, v in saved["scores"].items()}, ())
         result = self.scores()
-        if result is not None and PartialState().is_main_process:
+        if result is not None and process_state().is_main_process:
             scores = {name: to_plain(values) for name, values in result.scores.items()}
             write_atomically(path, json.dumps({"ids": ids, "scores": scores}).encode())
             print(f"before training, {len(self.rows)} held-out rows: {_shown(result.intervals())}")
@@ -294,9 +291,7 @@ def _tell(
     rows: TrainingRows,
 ) -> None:
     """Print what came out."""
-    print(
-        f"\n{summary['steps']} steps in {summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']} MB"
-    )
+    print(f"\n{summary['steps']} steps, {summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']} MB")
     if before is not None and after is not None:
         difference = after.difference(before)
         print(f"{'held out, greedy (95 % interval)':<34}{'before':<26}{'after':<26}paired difference")
@@ -305,10 +300,7 @@ def _tell(
             print(f"  {name:<32}{old.get(name, '')!s:<26}{new[name]!s:<26}{difference.get(name, '')}")
     for label in ("rows_skipped", "rewards_failed"):
         if summary[label]:
-            print(
-                f"{label.replace('_', ' ')}: "
-                + ", ".join(f"{n} × {kind}" for kind, n in summary[label].items())
-            )
+            print(f"{label.replace('_', ' ')}: " + ", ".join(f"{n} × {kind}" for kind, n in summary[label].items()))
     for row, (_, reason) in list(rows.skipped.items())[:20]:
         print(f"  {row}: {reason}")
     print(f"model:  {folder.final}\nreport: {folder.report}")
@@ -333,14 +325,13 @@ def _settle(config: RunConfig) -> None:
     from transformers import set_seed
     from transformers.utils import logging
 
+    process_state()
     set_seed(config.seed)
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     logging.disable_progress_bar()
     # TRL 1.16 still uses the old name of activation checkpointing; nobody here can change that.
-    warnings.filterwarnings(
-        "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
-    )
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def _reward_names(config: RunConfig) -> list[str]:

@@ -138,9 +138,9 @@ class Collator:
             images=images if any(images) else None,
             padding=False,
         )
-        completions = tokenizer(
-            [item.completion + tokenizer.eos_token for item in items], add_special_tokens=False
-        )["input_ids"]
+        completions = tokenizer([item.completion + tokenizer.eos_token for item in items], add_special_tokens=False)[
+            "input_ids"
+        ]
         ids = [list(p) + list(c) for p, c in zip(prompts["input_ids"], completions, strict=True)]
         length = max(map(len, ids))
         batch: dict[str, torch.Tensor] = {
@@ -167,9 +167,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, folder: Any, total: int) -> None:
         self.folder, self.total, self.started = folder, total, time.monotonic()
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
         seconds = time.monotonic() - self.started
@@ -278,9 +276,7 @@ def _demonstrations(config: RunConfig, policy: Policy) -> tuple[Dataset[Demonstr
     return dataset, sum(phase.steps for phase in config.sft.phases)
 
 
-def _held_out_scores(
-    config: RunConfig, policy: Policy
-) -> dict[str, dict[str, dict[str, float | int | None]]]:
+def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Greedy and sampled scores of every task in the mixture: RL takes what scores higher *when sampled*."""
     from mmreason.evaluate import evaluate
 
