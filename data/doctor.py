@@ -61,9 +61,7 @@ class DoctorReport:
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [self._summary()]
         if self.problems:
-            table = Table(
-                "line", "problem", title=f"first {len(self.problems)} problems", title_justify="left"
-            )
+            table = Table("line", "problem", title=f"first {len(self.problems)} problems", title_justify="left")
             for problem in self.problems:
                 table.add_row(str(problem.line), escape(problem.reason))
             parts.append(table)
@@ -83,9 +81,7 @@ class DoctorReport:
             table.add_row("images", f"{len(self.image_sizes)}, {sizes}")
         if self.box_sides:
             sides = [side for box in self.box_sides for side in box]
-            shares = (
-                f"{min(self.box_shares):.2%} / {median(self.box_shares):.2%} / {max(self.box_shares):.2%}"
-            )
+            shares = f"{min(self.box_shares):.2%} / {median(self.box_shares):.2%} / {max(self.box_shares):.2%}"
             table.add_row("boxes", f"{len(self.box_sides)}, sides {min(sides):g}–{max(sides):g} px")
             table.add_row("box area in the image", f"{shares} (least / median / most)")
         for group in self.duplicates[:5]:

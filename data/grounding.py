@@ -47,7 +47,10 @@ def _by_place(scene: Scene, rng: np.random.Generator) -> tuple[str, SceneObject]
         ("bottommost", 1, True),
     )[int(rng.integers(4))]
     ordered = sorted(scene.objects, key=lambda o: o.center[axis], reverse=last)
-    if len(ordered) < 2 or abs(ordered[0].center[axis] - ordered[1].center[axis]) < PLACE_MARGIN * scene.image.size[axis]:
+    if (
+        len(ordered) < 2
+        or abs(ordered[0].center[axis] - ordered[1].center[axis]) < PLACE_MARGIN * scene.image.size[axis]
+    ):
         return None
     return f"the {word} object", ordered[0]
 
@@ -81,7 +84,9 @@ KIND_WEIGHTS = (
 
 @task("grounding")
 class Grounding(SceneTask):
-    """Score: IoU of the answer's box; a row is correct when IoU > 0.5.
+    """Find one object and give its box.
+
+    Score: IoU of the answer's box; a row is correct when IoU > 0.5.
 
     Styles: `direct`, `look` (list the objects, then answer), `list` (asks for the list itself).
     """

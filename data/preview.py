@@ -1,4 +1,4 @@
-"""`mmreason data preview TASK`: a contact sheet of rows with the answers drawn, and `mmreason data list`.
+"""`mmreason data preview TASK`: a contact sheet of rows with the answers drawn.
 
 What enters: a task name, its options and a seed. What leaves: one PNG that shows what the model will be asked.
 """
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mmreason.boxes import Boxes, Frame
 from mmreason.config.schema import TaskConfig
-from mmreason.data.base import TASKS, Split, build_task
+from mmreason.data.base import Split, build_task
 from mmreason.errors import ConfigError
 from mmreason.records import Row
 from mmreason.tools.draw import draw_boxes
@@ -43,16 +43,14 @@ def _cell(row: Row) -> Image.Image:
     picture = row.images[0]
     assert isinstance(picture, Image.Image)
     scale = CELL_PX / max(picture.size)
-    shown = picture.resize(
-        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
-    )
+    shown = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     if "boxes" in row.target:
         scaled = [[v * scale for v in box] for box in row.target["boxes"]]
         shown = draw_boxes(shown, Boxes.of(scaled, Frame.original_px), color="#00c853")
     cell = Image.new("RGB", (CELL_PX, CELL_PX + CAPTION_PX), "white")
     cell.paste(shown, ((CELL_PX - shown.width) // 2, (CELL_PX - shown.height) // 2))
     draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=12)
-    lines = [*textwrap.wrap(question_of(row), 32)[:2], *textwrap.wrap("→ " + answer_of(row), 32)[:2]]
+    lines = [*textwrap.wrap(question_of(row), 32)[:2], *textwrap.wrap("= " + answer_of(row), 32)[:2]]
     for number, line in enumerate(lines):
         is_answer = number >= min(2, len(textwrap.wrap(question_of(row), 32)))
         draw.text((2, CELL_PX + 2 + 14 * number), line, fill="#00701a" if is_answer else "black", font=font)
@@ -86,20 +84,3 @@ def write_contact_sheet(
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG")
     return path
-
-
-def list_tasks() -> list[dict[str, str]]:
-    """One dict a task: name, first line of its description, metric, answer styles, options with defaults."""
-    rows = []
-    for name, cls in TASKS:
-        fields = cls.options_model().model_fields
-        rows.append(
-            {
-                "name": name,
-                "about": (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else "",
-                "metric": cls.metric,
-                "styles": ", ".join(cls.styles),
-                "options": ", ".join(f"{key}={field.default}" for key, field in fields.items()),
-            }
-        )
-    return rows

@@ -177,9 +177,7 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
             raw = interpret(value)
             row_id = raw.id if raw.id is not None else f"{path.name}:{line}"
             if row_id in seen:
-                raise RowProblem(
-                    "duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique"
-                )
+                raise RowProblem("duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique")
             images = tuple(str(loader.resolve(image)) for image in raw.image_paths)
             sizes = tuple(size_of(image) for image in images)
             row = Row(row_id, raw.messages, images, _placed_target(raw, sizes), path.stem, raw.columns)
@@ -244,9 +242,7 @@ def _existing_file(config: DataConfig) -> Path:
         return path
     if path.is_dir():
         raise DataError(f"{path} is a folder, data.path needs a JSONL file.{_others(path, '')}")
-    raise DataError(
-        f"no data file {path}.{_others(path.parent, path.name)} data.path must name a local JSONL file."
-    )
+    raise DataError(f"no data file {path}.{_others(path.parent, path.name)} data.path must name a local JSONL file.")
 
 
 def _others(folder: Path, wanted: str) -> str:
@@ -291,9 +287,7 @@ def _json_value(raw: bytes) -> object:
     try:
         return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
-        return RowProblem(
-            "not JSON", f"{error.msg} at column {error.colno}; each line is one whole JSON object"
-        )
+        return RowProblem("not JSON", f"{error.msg} at column {error.colno}; each line is one whole JSON object")
     except UnicodeDecodeError as error:
         return RowProblem("not UTF-8", f"byte {error.start} of the line; save the file as UTF-8")
     except (ValueError, RecursionError) as error:
@@ -302,9 +296,7 @@ def _json_value(raw: bytes) -> object:
 
 def _array(path: Path, raw: bytes) -> list[object]:
     if len(raw) > MAX_ARRAY_BYTES:
-        raise DataError(
-            f"{path} is a JSON array above {MAX_ARRAY_BYTES:,} bytes. Write it as JSONL, one row a line."
-        )
+        raise DataError(f"{path} is a JSON array above {MAX_ARRAY_BYTES:,} bytes. Write it as JSONL, one row a line.")
     try:
         values = json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:

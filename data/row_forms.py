@@ -75,9 +75,7 @@ def interpret(record: object) -> RawRow:
     turns = _turns(rest)
     completion = _text_of(turns.pop()) if turns[-1]["role"] == "assistant" else None
     if not turns or turns[-1]["role"] != "user":
-        raise RowProblem(
-            "no question", "the turns must end with the user's (after it, at most one gold answer)"
-        )
+        raise RowProblem("no question", "the turns must end with the user's (after it, at most one gold answer)")
     listed_paths = _listed_paths(rest)
     target = _target(rest, completion)
     if completion is not None:
@@ -107,9 +105,7 @@ def _turns(rest: dict[str, Any]) -> list[Message]:
     key = next((name for name in _PROMPT_KEYS if rest.get(name) is not None), None)
     if key is None:
         known = ", ".join(f"`{name}`" for name in _PROMPT_KEYS)
-        raise RowProblem(
-            "no question", f"none of {known} is there; keys: {_shown(sorted(map(str, rest)), 200)}"
-        )
+        raise RowProblem("no question", f"none of {known} is there; keys: {_shown(sorted(map(str, rest)), 200)}")
     value = rest.pop(key)
     if isinstance(value, str) and key not in ("messages", "conversations"):
         return [{"role": "user", "content": _parts(value, "user")}]
@@ -124,16 +120,12 @@ def _turn(turn: object, place: str) -> Message:
     written_role = turn.get("role", turn.get("from"))
     role = _ROLES.get(written_role) if isinstance(written_role, str) else None
     if role is None:
-        raise RowProblem(
-            "bad question", f"{place} has role {_shown(written_role)}; known: {', '.join(_ROLES)}"
-        )
+        raise RowProblem("bad question", f"{place} has role {_shown(written_role)}; known: {', '.join(_ROLES)}")
     content = turn.get("content", turn.get("value"))
     if isinstance(content, str):
         return {"role": role, "content": _parts(content, role)}
     if not isinstance(content, list):
-        raise RowProblem(
-            "bad question", f"{place} needs text in `content` (or `value`), not {_shown(content)}"
-        )
+        raise RowProblem("bad question", f"{place} needs text in `content` (or `value`), not {_shown(content)}")
     return {"role": role, "content": [made for part in content for made in _given_part(part, role, place)]}
 
 
@@ -152,9 +144,7 @@ def _parts(text: str, role: str) -> list[dict[str, str]]:
     """Text cut at `<image>` into parts; only the user's text has image marks."""
     found = _CONTROL.search(text)
     if found:
-        raise RowProblem(
-            "control token in text", f"{found[0]} is the model's own; write {IMAGE_MARKER} for an image"
-        )
+        raise RowProblem("control token in text", f"{found[0]} is the model's own; write {IMAGE_MARKER} for an image")
     if role != "user":
         return [{"type": "text", "text": text}]
     parts: list[dict[str, str]] = []
@@ -181,9 +171,7 @@ def _listed_paths(rest: dict[str, Any]) -> list[str]:
     value = rest.pop(keys[0]) if keys else []
     paths = [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise RowProblem(
-            "bad image list", f"`{keys[0]}` must be a path or a list of paths, not {_shown(value)}"
-        )
+        raise RowProblem("bad image list", f"`{keys[0]}` must be a path or a list of paths, not {_shown(value)}")
     for key in ("image", "images"):
         rest.pop(key, None)  # a null beside the other one
     return paths
@@ -195,9 +183,7 @@ def _with_images(turns: list[Message], listed: list[str]) -> tuple[tuple[Message
     marks = [part for part in parts if part["type"] == "image"]
     inline = [part.pop("image") for part in marks if "image" in part]
     if inline and (listed or len(inline) != len(marks)):
-        raise RowProblem(
-            "bad image list", "give image paths either inside the turns or in `images`, not both"
-        )
+        raise RowProblem("bad image list", "give image paths either inside the turns or in `images`, not both")
     paths = inline or listed
     if not marks and paths:
         first = next(turn for turn in turns if turn["role"] == "user")
@@ -221,9 +207,7 @@ def _target(rest: dict[str, Any], completion: str | None) -> dict[str, Any]:
         target = rest.pop("target")
         if not isinstance(target, dict):
             example = '{"boxes": [[x1, y1, x2, y2]]} or {"answer": "7"}'
-            raise RowProblem(
-                "bad target", f"`target` must be an object such as {example}, not {_shown(target)}"
-            )
+            raise RowProblem("bad target", f"`target` must be an object such as {example}, not {_shown(target)}")
         return _checked_target(dict(target))
     for key in ("answer", "solution"):
         if rest.get(key) is not None:
@@ -242,9 +226,7 @@ def _checked_target(target: dict[str, Any]) -> dict[str, Any]:
         target["boxes"] = _boxes(boxes)
         labels = target.get("labels")
         if labels is not None and (not isinstance(labels, list) or len(labels) != len(target["boxes"])):
-            raise RowProblem(
-                "bad target", f"`labels` must list one label for each of {len(target['boxes'])} boxes"
-            )
+            raise RowProblem("bad target", f"`labels` must list one label for each of {len(target['boxes'])} boxes")
     if "answer" in target:
         target["answer"] = _answer_text(target["answer"], "target.answer")
     return target
@@ -285,9 +267,7 @@ def _is_quadruple(value: object) -> bool:
 
 
 def _looks_like_boxes(value: object) -> bool:
-    return _is_quadruple(value) or (
-        isinstance(value, list) and bool(value) and all(map(_is_quadruple, value))
-    )
+    return _is_quadruple(value) or (isinstance(value, list) and bool(value) and all(map(_is_quadruple, value)))
 
 
 def _boxes(value: object) -> list[list[float]]:

@@ -27,7 +27,10 @@ def describe(scene: Scene) -> list[str]:
 
 @task("scene_caption")
 class SceneCaption(SceneTask):
-    """Score: F1 of the caption's phrases (order does not matter). Styles: `direct`, `look`."""
+    """Describe every object of a scene and where it lies.
+
+    Score: F1 of the caption's phrases (order does not matter). Styles: `direct`, `look`.
+    """
 
     styles: ClassVar[tuple[str, ...]] = ("direct", "look")
     metric: ClassVar[str] = "set_match"

@@ -66,7 +66,10 @@ KINDS = {"count": _count, "attribute": _attribute, "compare": _compare, "relatio
 
 @task("scene_qa")
 class SceneQA(SceneTask):
-    """Score: exact match of the short answer. Styles: `direct`, `look` (list the objects, then answer)."""
+    """Answer a question about a scene: counts, attributes, sizes, relations.
+
+    Score: exact match of the short answer. Styles: `direct`, `look` (list the objects, then answer).
+    """
 
     styles: ClassVar[tuple[str, ...]] = ("direct", "look")
     metric: ClassVar[str] = "exact"

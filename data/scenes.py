@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import Field
 
@@ -143,6 +145,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
     light = float(rng.uniform(168, 245)) if rng.random() < 0.7 else float(rng.uniform(18, 70))
     base = light + rng.uniform(-10, 10, size=3)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    ramp: NDArray[np.floating[Any]]
     if kind == 0:
         ramp = np.zeros((height, width), np.float32)
     elif kind == 1:
@@ -213,7 +216,9 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions) -> Scene:
         SceneObject(colors[int(p) // len(shapes)], shapes[int(p) % len(shapes)], box)
         for p, box in zip(picks, boxes, strict=True)
     ]
-    canvas = _background(rng, width, height).resize((width * SUPERSAMPLE, height * SUPERSAMPLE), Image.Resampling.BILINEAR)
+    canvas = _background(rng, width, height).resize(
+        (width * SUPERSAMPLE, height * SUPERSAMPLE), Image.Resampling.BILINEAR
+    )
     for item in items:
         _paint(canvas, item, rng)
     ordered = tuple(sorted(items, key=lambda item: item.center))

@@ -96,9 +96,7 @@ def _dispatch(words: list[str]) -> int:
 
         return run_verb(name, rest)
     if name not in _COMMANDS:
-        raise ConfigError(
-            f"there is no command '{name}'.{_near(name, [*_VERBS, *_COMMANDS])} See `mmreason --help`."
-        )
+        raise ConfigError(f"there is no command '{name}'.{_near(name, [*_VERBS, *_COMMANDS])} See `mmreason --help`.")
     return _COMMANDS[name](rest)
 
 
@@ -160,9 +158,7 @@ def _reward_score(words: list[str]) -> int:
         description="Score saved rollouts again; one JSON object a line: the record's id and its rewards.",
         epilog="example: mmreason reward score runs/NAME/rollouts.jsonl --reward 'iou,format'",
     )
-    parser.add_argument(
-        "records", metavar="FILE", type=Path, help="rollout records, such as a run's rollouts.jsonl"
-    )
+    parser.add_argument("records", metavar="FILE", type=Path, help="rollout records, such as a run's rollouts.jsonl")
     parser.add_argument("--reward", required=True, metavar="SPEC", help="NAME[,NAME(option=value)…]")
     _add_reward_files(parser)
     given = _parse(parser, words)
@@ -266,19 +262,13 @@ def _data_check(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     parser = _Parser(prog="mmreason report", description="Write one self-contained HTML page about a run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME")
-    parser.add_argument(
-        "--max-groups", type=_positive, default=200, metavar="N", help="groups shown (default 200)"
-    )
-    parser.add_argument(
-        "--image-root", type=Path, metavar="DIR", help="where the images are now, if they moved"
-    )
+    parser.add_argument("--max-groups", type=_positive, default=200, metavar="N", help="groups shown (default 200)")
+    parser.add_argument("--image-root", type=Path, metavar="DIR", help="where the images are now, if they moved")
     given = _parse(parser, words)
     if given is None:
         return 0
     if not given.run.is_dir():
-        raise ConfigError(
-            f"{given.run}: no such run folder.{_near(given.run.name, _folder_names(given.run.parent))}"
-        )
+        raise ConfigError(f"{given.run}: no such run folder.{_near(given.run.name, _folder_names(given.run.parent))}")
     from mmreason.report.build import build_report
 
     print(build_report(given.run, max_groups=given.max_groups, image_root=given.image_root))
@@ -286,9 +276,7 @@ def _report(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
-    parser = _Parser(
-        prog="mmreason doctor", description="Machine, versions, what is missing and how to get it."
-    )
+    parser = _Parser(prog="mmreason doctor", description="Machine, versions, what is missing and how to get it.")
     if _parse(parser, words) is None:
         return 0
     from mmreason.doctor import run_doctor

@@ -147,9 +147,7 @@ def check_requirement(requirement: Requirement) -> Check:
         )
     if requirement.specifier.contains(found, prereleases=True):
         return Check("packages", requirement.name, "ok", f"{found} ({supported})")
-    return Check(
-        "packages", requirement.name, "bad", f"{found} ({supported})", f"pip install '{requirement}'"
-    )
+    return Check("packages", requirement.name, "bad", f"{found} ({supported})", f"pip install '{requirement}'")
 
 
 def check_torch() -> Iterator[Check]:
@@ -221,9 +219,7 @@ def check_models() -> Iterator[Check]:
 
 def check_hub(environment: dict[str, str]) -> Check:
     """What the environment says about the hub; nothing is contacted."""
-    cache = environment.get("HF_HUB_CACHE") or str(
-        Path(environment.get("HF_HOME", "~/.cache/huggingface")) / "hub"
-    )
+    cache = environment.get("HF_HUB_CACHE") or str(Path(environment.get("HF_HOME", "~/.cache/huggingface")) / "hub")
     folder = Path(cache).expanduser()
     kept = len(list(folder.glob("models--*"))) if folder.is_dir() else 0
     held = f"{kept} {'model' if kept == 1 else 'models'} in {folder}"
@@ -243,9 +239,7 @@ def check_extras() -> Iterator[Check]:
     for module, (gives, advice) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         yield Check("optional", module, "ok" if there else "missing", gives, "" if there else advice)
-    browser = next(
-        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
-    )
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     driver = shutil.which("chromedriver")
     there = browser is not None and driver is not None
     found = f"{browser or 'no Chromium'}, {driver or 'no chromedriver'} (tests of the report only)"
@@ -270,9 +264,7 @@ def check_plugins() -> Iterator[Check]:
             continue
         yield Check("plug-ins", f"{registry.kind}s", "ok", ", ".join(names))
         for name, reason in sorted(registry.broken.items()):
-            yield Check(
-                "plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package"
-            )
+            yield Check("plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package")
 
 
 def memory_limit_bytes() -> int | None:
@@ -298,9 +290,7 @@ def _devices(torch: Any) -> Iterator[Check]:
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         bfloat16 = "bfloat16" if torch.cuda.is_bf16_supported() else "no bfloat16"
-        yield Check(
-            "torch", f"GPU {index}", "ok", f"{facts.name}, {facts.total_memory / _GIB:.0f} GiB, {bfloat16}"
-        )
+        yield Check("torch", f"GPU {index}", "ok", f"{facts.name}, {facts.total_memory / _GIB:.0f} GiB, {bfloat16}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -136,7 +136,11 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     rows, metric, correct_at, loader = held_out_rows(config)
     if not rows:
         raise ConfigError("there are no held-out rows: raise trainer.eval_rows, or data.eval_share for a file")
-    names = {"before": config.eval.compare, "after": config.model.name} if config.eval.compare else {"after": config.model.name}
+    names = (
+        {"before": config.eval.compare, "after": config.model.name}
+        if config.eval.compare
+        else {"after": config.model.name}
+    )
     results = {}
     for label, name in names.items():
         torch.manual_seed(config.seed)

@@ -40,9 +40,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     yield where, _parse_object(line, where)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}). Give the rollouts.jsonl of a run."
-        ) from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Give the rollouts.jsonl of a run.") from None
 
 
 def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> Rollout:
@@ -113,36 +111,26 @@ def _frame(record: Mapping[str, Any], *, required: bool) -> Frame:
 
 
 def _geometry(record: Mapping[str, Any], frame: Frame, *, required: bool) -> tuple[ImageGeometry, ...]:
-    images = _field(
-        record, "images", list, None if required else [], 'a list of {"original_size": [w, h], ...}'
-    )
+    images = _field(record, "images", list, None if required else [], 'a list of {"original_size": [w, h], ...}')
     geometry = []
     for index, image in enumerate(images):
         where = f"images[{index}]"
         if not isinstance(image, dict):
-            raise DataError(
-                f"'{where}' must be an object with original_size and model_size, not {image!r:.80}"
-            )
+            raise DataError(f"'{where}' must be an object with original_size and model_size, not {image!r:.80}")
         if "original_size" not in image and not required:
             continue
         original = _size(image, "original_size", where, None)
-        model = _size(
-            image, "model_size", where, None if frame is Frame.resized_px and required else original
-        )
+        model = _size(image, "model_size", where, None if frame is Frame.resized_px and required else original)
         geometry.append(ImageGeometry(original, model, _PATCH_SIZE, _MERGE_SIZE))
     return tuple(geometry)
 
 
-def _size(
-    image: Mapping[str, Any], name: str, where: str, default: tuple[int, int] | None
-) -> tuple[int, int]:
+def _size(image: Mapping[str, Any], name: str, where: str, default: tuple[int, int] | None) -> tuple[int, int]:
     size = image.get(name)
     if size is None and default is not None:
         return default
     pair = isinstance(size, list) and len(size) == 2
-    if not pair or not all(
-        isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size or ()
-    ):
+    if not pair or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in size or ()):
         raise DataError(f"'{where}.{name}' must be [width, height] in pixels, not {size!r:.80}")
     assert isinstance(size, list)
     return size[0], size[1]

@@ -54,13 +54,9 @@ def list_rewards(files: Sequence[str] = ()) -> None:
         table.add_row(*(escape(cell) for cell in cells))
     console = Console()
     console.print(table)
-    console.print(
-        "Every reward also takes weight=1.0. Set options with reward.NAME.OPTION=VALUE.", highlight=False
-    )
+    console.print("Every reward also takes weight=1.0. Set options with reward.NAME.OPTION=VALUE.", highlight=False)
     for name, reason in sorted(REWARDS.broken.items()):
-        console.print(
-            f"[red]plug-in that failed to load:[/red] {escape(name)}: {escape(reason)}", highlight=False
-        )
+        console.print(f"[red]plug-in that failed to load:[/red] {escape(name)}: {escape(reason)}", highlight=False)
 
 
 def score_file(path: str, spec: str, stream: TextIO, files: Sequence[str] = ()) -> None:
@@ -123,9 +119,7 @@ class _SpecReader:
         while True:
             name = self._token(_NAME, "the name of a reward")
             if name in rewards:
-                raise ConfigError(
-                    f"--reward names '{name}' twice; score the file once for each set of options."
-                )
+                raise ConfigError(f"--reward names '{name}' twice; score the file once for each set of options.")
             rewards[name] = self._options() if self._take("(") else {}
             if not self._take(","):
                 break

@@ -174,16 +174,12 @@ def build_spec(
     code = function.__code__
     where = f"reward '{name or function.__name__}' ({code.co_filename}:{code.co_firstlineno})"
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise PluginError(
-            f"{where}: must be a plain function that returns a number, not async or a generator"
-        )
+        raise PluginError(f"{where}: must be a plain function that returns a number, not async or a generator")
     full_name = _full_name(name or function.__name__, function.__module__, where)
     try:
         low, high = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
-        raise PluginError(
-            f"{where}: range must be two numbers (lowest, highest), not {value_range!r}"
-        ) from None
+        raise PluginError(f"{where}: range must be two numbers (lowest, highest), not {value_range!r}") from None
     if not low < high:
         raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest), lowest first")
     needs, parameters = _split_parameters(function, where)
@@ -267,17 +263,13 @@ def _full_name(name: str, module: str, where: str) -> str:
     return name
 
 
-def _split_parameters(
-    function: Callable[..., Any], where: str
-) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
+def _split_parameters(function: Callable[..., Any], where: str) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
     """Tell the needs of a function from its options."""
     needs: list[str] = []
     options: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise PluginError(
-                f"{where}: {parameter} is not allowed; name what the reward needs: {', '.join(NEEDS)}"
-            )
+            raise PluginError(f"{where}: {parameter} is not allowed; name what the reward needs: {', '.join(NEEDS)}")
         if name in NEEDS:
             needs.append(name)
         elif parameter.default is parameter.empty:
@@ -362,9 +354,7 @@ def _load_reward_file(path: Path) -> None:
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         line = _line_in_file(error, resolved)
-        raise PluginError(
-            f"reward file {path}{line}: does not run: {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"reward file {path}{line}: does not run: {type(error).__name__}: {error}") from error
     if set(REWARDS.names()) == before:
         del sys.modules[module_name]
         raise PluginError(f"reward file {path}: registers no reward. Put @reward() on a function in it.")

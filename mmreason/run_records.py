@@ -152,9 +152,7 @@ class RolloutWriter:
         saved: dict[int, str] = {}
         lines = []
         for index, rollout in enumerate(rollouts):
-            record = rollout_record(
-                rollout, step, [self._place(image, saved) for image in rollout.row.images]
-            )
+            record = rollout_record(rollout, step, [self._place(image, saved) for image in rollout.row.images])
             record["rewards"] = {name: values[index] for name, values in rewards.items()}
             record["reward"] = total[index]
             record["advantage"] = advantages[index]
@@ -166,9 +164,7 @@ class RolloutWriter:
         if isinstance(image, str):
             return Path(os.path.relpath(image, self.folder.path)).as_posix()
         if id(image) not in saved:
-            saved[id(image)] = (
-                save_picture(image, self.folder.images).relative_to(self.folder.path).as_posix()
-            )
+            saved[id(image)] = save_picture(image, self.folder.images).relative_to(self.folder.path).as_posix()
         return saved[id(image)]
 
 
@@ -222,9 +218,7 @@ def read_metrics(path: str | Path, torn_tail: Literal["raise", "skip"] = "skip")
         yield record
 
 
-def read_rollouts(
-    path: str | Path, torn_tail: Literal["raise", "skip"] = "raise"
-) -> Iterator[dict[str, Any]]:
+def read_rollouts(path: str | Path, torn_tail: Literal["raise", "skip"] = "raise") -> Iterator[dict[str, Any]]:
     """Yield the records of a `rollouts.jsonl`, in file order.
 
     Args:
@@ -237,14 +231,8 @@ def read_rollouts(
     """
     for where, record in _read_objects(Path(path), torn_tail):
         if not isinstance(record.get("completion"), str):
-            found = (
-                "no 'completion'"
-                if "completion" not in record
-                else f"'completion' = {record['completion']!r:.60}"
-            )
-            raise DataError(
-                f"{where}: {found}. A rollout record needs 'completion', the text that the model wrote."
-            )
+            found = "no 'completion'" if "completion" not in record else f"'completion' = {record['completion']!r:.60}"
+            raise DataError(f"{where}: {found}. A rollout record needs 'completion', the text that the model wrote.")
         yield record
 
 
@@ -282,9 +270,7 @@ def _text_only(message: Message) -> Message:
     content = message.get("content")
     if isinstance(content, (list, tuple)):
         kept = [
-            {"type": "image"}
-            if part.get("type") == "image"
-            else {"type": "text", "text": str(part.get("text", ""))}
+            {"type": "image"} if part.get("type") == "image" else {"type": "text", "text": str(part.get("text", ""))}
             for part in content
         ]
         return {"role": message.get("role", ""), "content": kept}
@@ -293,9 +279,7 @@ def _text_only(message: Message) -> Message:
 
 def _append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Append JSON lines in one write, so that a crash leaves at most one torn line."""
-    text = "".join(
-        json.dumps(to_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records
-    )
+    text = "".join(json.dumps(to_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     with path.open("ab") as file:
         # A lone surrogate has no UTF-8 form; its backslash escape is valid JSON and reads back the same.
         file.write(text.encode("utf-8", "backslashreplace"))
@@ -326,9 +310,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
-            raise DataError(
-                f"{path}:{number}: line longer than {MAX_LINE_BYTES:,} bytes; is this a JSONL file?"
-            )
+            raise DataError(f"{path}:{number}: line longer than {MAX_LINE_BYTES:,} bytes; is this a JSONL file?")
         yield number, line
 
 

@@ -302,9 +302,7 @@ def weighted_total(values: FloatArray, weights: FloatArray) -> FloatArray:
 
 def _activate(name: str, options: RewardOptions) -> _ActiveReward:
     spec = REWARDS.get(name)
-    return _ActiveReward(
-        spec, options.weight, {option: getattr(options, option) for option in spec.option_names}
-    )
+    return _ActiveReward(spec, options.weight, {option: getattr(options, option) for option in spec.option_names})
 
 
 def _last_lines(text: str) -> str:

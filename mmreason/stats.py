@@ -106,8 +106,7 @@ def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, s
     first, second = _as_scores(before, "before"), _as_scores(after, "after")
     if first.size != second.size:
         raise ValueError(
-            "paired scores must come from the same questions: "
-            f"before has {first.size}, after has {second.size}"
+            f"paired scores must come from the same questions: before has {first.size}, after has {second.size}"
         )
     return mean_interval(second - first, confidence, seed)
 

@@ -18,9 +18,7 @@ TRUTH = [100.0, 120.0, 300.0, 280.0]
 
 def rollout(answer: str | None, text: str = "", target: dict[str, object] | None = None) -> Rollout:
     row = Row("r", (), (), {"boxes": [TRUTH], "labels": ["cat"]} if target is None else target)
-    return Rollout(
-        row, 0, (1,), text or f"<answer>{answer}</answer>", answer, 1, "stop", (GEOMETRY,), "resized_px"
-    )
+    return Rollout(row, 0, (1,), text or f"<answer>{answer}</answer>", answer, 1, "stop", (GEOMETRY,), "resized_px")
 
 
 def written_in(frame: str) -> str:
@@ -74,9 +72,7 @@ def test_without_samples_the_frame_is_still_the_first_suspect() -> None:
 
 def test_other_rewards_get_their_own_advice() -> None:
     book = AlarmBook(["format", "exact"], zero_steps=1)
-    form, exact = book.observe(
-        1, {"rewards/format": 0.0, "rewards/exact": 0.0}, [rollout("7", target={"answer": "8"})]
-    )
+    form, exact = book.observe(1, {"rewards/format": 0.0, "rewards/exact": 0.0}, [rollout("7", target={"answer": "8"})])
     assert "model.instruction" in form
     assert "<answer>7</answer>" in form
     assert "mmreason reward check exact" in exact
@@ -99,9 +95,7 @@ def test_no_spread_truncation_failures_and_non_finite_numbers() -> None:
         "kl": math.inf,
     }
     first = book.observe(1, bad)
-    assert [key in message for key, message in zip(("kl, loss", "fail", "51%"), first, strict=True)] == [
-        True
-    ] * 3
+    assert [key in message for key, message in zip(("kl, loss", "fail", "51%"), first, strict=True)] == [True] * 3
     (second,) = book.observe(2, bad)
     assert "the same reward" in second
     assert book.observe(3, bad) == []
@@ -118,9 +112,7 @@ def test_a_score_that_applies_to_nothing_is_no_numerical_fault() -> None:
 @given(
     st.lists(
         st.dictionaries(
-            st.sampled_from(
-                ["rewards/iou", "zero_variance_groups", "truncated", "loss", "reward_failures/iou"]
-            ),
+            st.sampled_from(["rewards/iou", "zero_variance_groups", "truncated", "loss", "reward_failures/iou"]),
             st.floats(),
         ),
         max_size=12,
@@ -137,6 +129,4 @@ def test_no_metrics_and_no_text_break_it(history: list[dict[str, float]], answer
     for step, metrics in enumerate(history):
         previous = book.observe(step, metrics, samples)
         assert len(set(previous)) == len(previous)
-        assert book.observe(step, metrics, samples) != previous or not previous, (
-            "a standing alarm is not repeated"
-        )
+        assert book.observe(step, metrics, samples) != previous or not previous, "a standing alarm is not repeated"

@@ -29,7 +29,9 @@ def good_rows(folder: Path, count: int = 4) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for number in range(count):
         Image.new("RGB", (100, 80), (40 * number, 90, 30)).save(folder / f"good{number}.png")
-        rows.append({"question": "<image>Where?", "image": f"good{number}.png", "target": {"boxes": [[10, 10, 60, 50]]}})
+        rows.append(
+            {"question": "<image>Where?", "image": f"good{number}.png", "target": {"boxes": [[10, 10, 60, 50]]}}
+        )
     return rows
 
 
@@ -87,7 +89,13 @@ def test_a_bad_row_stops_the_run_with_its_place_or_is_skipped_and_listed(
     folder.mkdir()
     # Three steps of three prompts pass over every training row, so the bad one is met.
     data = write_rows(folder, *good_rows(folder, 3), make(folder))
-    words = [f"data={data}", f"model={random_model('qwen2_5_vl')}", *SMOKE, f"out={tmp_path}/runs", "data.eval_share=0.3"]
+    words = [
+        f"data={data}",
+        f"model={random_model('qwen2_5_vl')}",
+        *SMOKE,
+        f"out={tmp_path}/runs",
+        "data.eval_share=0.3",
+    ]
     words += ["trainer.steps=3", "rollout.prompts_per_step=3"]
 
     assert cli.main(["train", *words]) == 1

@@ -72,9 +72,7 @@ def test_a_box_written_in_whole_per_mille_is_within_half_a_step(
 def test_conversion_does_not_depend_on_the_way(array: Array, geometry: ImageGeometry) -> None:
     boxes = Boxes.of(array, Frame.original_px)
     direct = boxes.to(Frame.resized_px, geometry)
-    detour = (
-        boxes.to(Frame.relative_1, geometry).to(Frame.relative_1000, geometry).to(Frame.resized_px, geometry)
-    )
+    detour = boxes.to(Frame.relative_1, geometry).to(Frame.relative_1000, geometry).to(Frame.resized_px, geometry)
     np.testing.assert_allclose(direct.xyxy, detour.xyxy, rtol=1e-12, atol=1e-9)
 
 
@@ -102,9 +100,7 @@ def test_ordered_sorts_corners_once_and_for_all(array: Array) -> None:
 
 
 @given(arrays(), geometries, st.sampled_from(FRAMES))
-def test_clipped_stays_inside_and_keeps_what_is_inside(
-    array: Array, geometry: ImageGeometry, frame: Frame
-) -> None:
+def test_clipped_stays_inside_and_keeps_what_is_inside(array: Array, geometry: ImageGeometry, frame: Frame) -> None:
     boxes = Boxes.of(array, Frame.original_px).ordered().to(frame, geometry)
     clipped = boxes.clipped(geometry)
     extent = np.array(frame.extent(geometry) * 2)
@@ -203,9 +199,7 @@ def test_iou_is_invariant_to_shift(first: Array, second: Array, dx: float, dy: f
 
 
 @given(arrays(), arrays(), geometries, st.sampled_from(FRAMES))
-def test_iou_is_invariant_to_the_frame(
-    first: Array, second: Array, geometry: ImageGeometry, frame: Frame
-) -> None:
+def test_iou_is_invariant_to_the_frame(first: Array, second: Array, geometry: ImageGeometry, frame: Frame) -> None:
     a, b = Boxes.of(proper(first), Frame.original_px), Boxes.of(proper(second), Frame.original_px)
     np.testing.assert_allclose(a.to(frame, geometry).iou(b.to(frame, geometry)), a.iou(b), atol=1e-9)
 

@@ -201,9 +201,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
     return calls
 
 
-@pytest.mark.parametrize(
-    ("verb", "function"), [("train", "run_train"), ("sft", "run_sft"), ("eval", "run_eval")]
-)
+@pytest.mark.parametrize(("verb", "function"), [("train", "run_train"), ("sft", "run_sft"), ("eval", "run_eval")])
 def test_verbs_start_the_engine_with_the_checked_configuration(
     verb: str, function: str, started: list[tuple[str, Any, Any]]
 ) -> None:
@@ -281,10 +279,7 @@ def test_data_list_names_tasks_with_their_options(capsys: pytest.CaptureFixture[
 
 def test_data_preview_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "sheet.png"
-    assert (
-        run("data", "preview", "scene_qa", "--out", str(out), "--count", "2", "--seed", "1", "difficulty=0")
-        == 0
-    )
+    assert run("data", "preview", "scene_qa", "--out", str(out), "--count", "2", "--seed", "1", "difficulty=0") == 0
     assert capsys.readouterr().out == f"{out}\n"
     with Image.open(out) as picture:
         assert picture.width > 100
@@ -297,9 +292,7 @@ def test_data_check_says_which_line_is_bad(
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     good = {
         "id": "1",
-        "messages": [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is it?"}]}
-        ],
+        "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where is it?"}]}],
         "images": ["a.png"],
         "target": {"boxes": [[1, 2, 30, 40]]},
     }
@@ -330,9 +323,7 @@ def test_reward_list_and_score(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "iou" in capsys.readouterr().err
 
 
-def test_report_of_a_run_suggests_the_right_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_of_a_run_suggests_the_right_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "quickstart").mkdir()
     assert run("report", str(tmp_path / "quikstart")) == 2
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err

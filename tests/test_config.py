@@ -115,9 +115,7 @@ def test_defaults_list_names_the_files_in_merge_order() -> None:
     assert files.index("recipe/quickstart") > files.index("trainer/cpu_tiny")
 
 
-def test_nothing_is_written_and_the_folder_does_not_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_and_the_folder_does_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     compose("train")
     assert Path.cwd() == tmp_path
@@ -185,9 +183,9 @@ def test_checkpoint_of_a_run_keeps_its_pixel_budget_and_instruction(tmp_path: Pa
     assert again.name == f"eval-quick{'-checkpoint-5' if place == 'checkpoint-5' else ''}-grounding-seed0"
 
 
-QUOTABLE = st.text(
-    st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30
-).filter(lambda text: "${" not in text and text != "null")
+QUOTABLE = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30).filter(
+    lambda text: "${" not in text and text != "null"
+)
 
 
 @given(QUOTABLE)
@@ -257,9 +255,7 @@ def test_training_needs_a_reward_and_supervision_needs_rows() -> None:
     assert "nothing to learn" in refused("reward.iou=null", "reward.format=null")
     assert "nothing to train on" in refused(command="sft")
     assert compose("sft", ["data=x.jsonl"]).config.data.path == "x.jsonl"
-    assert compose("eval", ["reward.iou.weight=0", "reward.format=null"]).config.reward.weights() == {
-        "iou": 0.0
-    }
+    assert compose("eval", ["reward.iou.weight=0", "reward.format=null"]).config.reward.weights() == {"iou": 0.0}
 
 
 def test_files_that_are_not_there_are_named_before_anything_starts(tmp_path: Path) -> None:
@@ -476,8 +472,7 @@ def test_no_option_exists_that_nothing_reads() -> None:
     unread = [
         option.key
         for option in explain.options()
-        if option.key not in READ_BY_THE_COMMAND_LINE
-        and not re.search(rf"\.{option.key.rpartition('.')[2]}\b", text)
+        if option.key not in READ_BY_THE_COMMAND_LINE and not re.search(rf"\.{option.key.rpartition('.')[2]}\b", text)
     ]
     assert unread == []
 

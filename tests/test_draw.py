@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mmreason.tools.draw import draw_boxes
 from PIL import Image
 
 from mmreason.boxes import Boxes
 from mmreason.errors import BoxError
+from mmreason.tools.draw import draw_boxes
 
 GREEN = (0, 255, 0)
 

@@ -34,7 +34,10 @@ def write_photographs(folder: Path) -> Path:
     for number, (name, question, box) in enumerate(PHOTOGRAPHS):
         shutil.copy(source / name, folder / name)
         if number < 2:
-            conversations = [{"from": "human", "value": f"<image>{question}"}, {"from": "gpt", "value": json.dumps(box)}]
+            conversations = [
+                {"from": "human", "value": f"<image>{question}"},
+                {"from": "gpt", "value": json.dumps(box)},
+            ]
             lines.append({"id": number, "image": name, "conversations": conversations})
         else:
             lines.append({"question": f"<image>{question}", "image": name, "target": {"boxes": [box]}})

@@ -107,7 +107,9 @@ def test_the_processor_finds_nothing_left_to_resize(model_type: str) -> None:
 
 @given(width=st.integers(8, 3000), height=st.integers(8, 3000), low=st.integers(1, 100), high=st.integers(100, 4000))
 @settings(max_examples=150, deadline=None)
-def test_geometry_is_on_the_grid_and_resizing_twice_changes_nothing(width: int, height: int, low: int, high: int) -> None:
+def test_geometry_is_on_the_grid_and_resizing_twice_changes_nothing(
+    width: int, height: int, low: int, high: int
+) -> None:
     if max(width, height) / min(width, height) > 100:
         return
     for policy in _POLICIES:

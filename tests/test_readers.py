@@ -192,13 +192,9 @@ def test_text_only_rows_null_columns_blank_lines_bom_and_arrays(folder: Path) ->
     assert [row.id for row in array.rows] == ["rows.json:1", "good"]
 
 
-def test_image_root_may_be_elsewhere_and_paths_absolute(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_image_root_may_be_elsewhere_and_paths_absolute(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    config = write(
-        elsewhere, {**GOOD, "image": "b.jpg"}, {**GOOD, "id": 2, "image": str(folder / "sub" / "b.jpg")}
-    )
+    config = write(elsewhere, {**GOOD, "image": "b.jpg"}, {**GOOD, "id": 2, "image": str(folder / "sub" / "b.jpg")})
     config = config.model_copy(update={"image_root": str(folder / "sub")})
     result = read_rows(config)
     assert {row.images for row in result.rows} == {(str(folder / "sub" / "b.jpg"),)}
@@ -284,9 +280,7 @@ def test_boxes_a_pixel_over_the_edge_are_cut(folder: Path) -> None:
     assert row.target["boxes"] == [[0, 0.5, 640, 480], [0, 0, 640, 480]]
 
 
-def test_bad_encoding_and_long_lines_cost_only_themselves(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bad_encoding_and_long_lines_cost_only_themselves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MAX_LINE_BYTES", 300)
     good = json.dumps(GOOD).encode()
     lines = [b'{"problem": "\xff"}', b'{"x": "' + b"y" * 5000 + b'"}', good, b"z" * 900]
@@ -414,9 +408,7 @@ def test_any_json_is_a_row_or_a_named_problem(value: object) -> None:
     parts = [part for message in raw.messages for part in message["content"]]
     assert raw.messages[-1]["role"] == "user"
     assert sum(part == IMAGE for part in parts) == len(raw.image_paths)
-    assert all(
-        part == IMAGE or (set(part) == {"type", "text"} and isinstance(part["text"], str)) for part in parts
-    )
+    assert all(part == IMAGE or (set(part) == {"type", "text"} and isinstance(part["text"], str)) for part in parts)
 
 
 # ------------------------------------------------------------------------------------------------ the split
@@ -480,9 +472,7 @@ def test_doctor_reports_everything_and_stops_at_nothing(folder: Path) -> None:
         "[bold]nonsense",
         {"problem": "?", "image": "sub/b.jpg", "answer": "[/red]"},
     )
-    (folder / "rows.jsonl").write_text(
-        "\n" + (folder / "rows.jsonl").read_text()
-    )  # an array must begin the file
+    (folder / "rows.jsonl").write_text("\n" + (folder / "rows.jsonl").read_text())  # an array must begin the file
     report = check_file(config)
     assert (report.num_rows, report.num_ok, report.ok) == (6, 3, False)
     assert report.bad_by_kind == {"image: damaged image": 1, "box outside the image": 1, "not JSON": 1}
@@ -523,9 +513,7 @@ def test_doctor_lists_twenty_problems_and_counts_all(folder: Path) -> None:
 
 def test_doctor_suspects_relative_boxes(folder: Path) -> None:
     Image.new("RGB", (1600, 1200)).save(folder / "large.png")
-    rows = [
-        {**GOOD, "id": n, "image": "large.png", "target": {"boxes": [[n, n, 990, 980]]}} for n in range(20)
-    ]
+    rows = [{**GOOD, "id": n, "image": "large.png", "target": {"boxes": [[n, n, 990, 980]]}} for n in range(20)]
     assert "0..1000 relative" in check_file(write(folder, *rows)).hints[0]
     rows[0]["target"] = {"boxes": [[0, 0, 1500, 980]]}
     assert check_file(write(folder, *rows)).hints == []

@@ -30,11 +30,7 @@ from mmreason.run_records import RunFolder
 
 # What hostile or merely odd files may hold where a record is expected.
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -42,9 +38,9 @@ FIELDS = (
     "id", "group", "step", "dataset", "messages", "answer", "target", "images", "box_frame", "num_tokens",
     "stop_reason", "rewards", "reward", "advantage",
 )  # fmt: skip
-TAGGY = st.lists(
-    st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1, 2, 3, 4]", "a", "\n", "<"])
-).map("".join)
+TAGGY = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1, 2, 3, 4]", "a", "\n", "<"])).map(
+    "".join
+)
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -111,9 +107,7 @@ def test_the_policy_allows_exactly_this_script_and_style(tmp_path: Path) -> None
     assert len(scripts) == 1
     for name, content in (("style", style), ("script", scripts[0])):
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{name}-src &#39;sha256-{digest}&#39;" in policy[1].replace("&#43;", "+").replace(
-            "&#x2B;", "+"
-        )
+        assert f"{name}-src &#39;sha256-{digest}&#39;" in policy[1].replace("&#43;", "+").replace("&#x2B;", "+")
     assert "default-src &#39;none&#39;" in policy[1]
     assert "unsafe" not in policy[1]
 
@@ -258,9 +252,7 @@ def test_cutting_keeps_both_ends(segments: list[tuple[str, str]], max_chars: int
 
 
 def test_curves_are_thinned_but_keep_their_ends() -> None:
-    series = collect_series(
-        {"step": step, "loss": step / 2, "note": "x", "flag": True} for step in range(1, 5001)
-    )
+    series = collect_series({"step": step, "loss": step / 2, "note": "x", "flag": True} for step in range(1, 5001))
     assert list(series) == ["loss"]
     assert len(series["loss"]["x"]) <= 1001
     assert (series["loss"]["x"][0], series["loss"]["x"][-1], series["loss"]["y"][-1]) == (1, 5000, 2500)

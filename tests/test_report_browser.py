@@ -111,9 +111,7 @@ def test_pictures_and_boxes_are_drawn(page: Any) -> None:
     assert truth["left"] - image["left"] == pytest.approx(box[0] * scale, abs=2)
     assert truth["top"] - image["top"] == pytest.approx(box[1] * scale, abs=2)
     assert truth["width"] == pytest.approx((box[2] - box[0]) * scale, abs=4)
-    colors = ask(
-        page, f'["true", "predicted"].map(k => getComputedStyle({first}.querySelector("rect." + k)).stroke)'
-    )
+    colors = ask(page, f'["true", "predicted"].map(k => getComputedStyle({first}.querySelector("rect." + k)).stroke)')
     assert colors[0] != colors[1]
     assert "predicted" in ask(page, f'{first}.querySelector(".legend").textContent')
 
@@ -184,9 +182,7 @@ def test_filters_sorts_and_searches(page: Any) -> None:
     set_filter(page, "f-spread", "")
 
     set_filter(page, "f-order", "mean-down")
-    means = ask(
-        page, '[...document.querySelectorAll(".stats b:first-child")].map(b => parseFloat(b.textContent))'
-    )
+    means = ask(page, '[...document.querySelectorAll(".stats b:first-child")].map(b => parseFloat(b.textContent))')
     assert len(means) >= 8
     assert means == sorted(means, reverse=True)
     set_filter(page, "f-order", "step-down")
@@ -229,9 +225,7 @@ def test_the_policy_stops_injected_code_and_requests(browser: Any, run: RunFolde
 def test_thousands_of_rollouts_are_rendered_little_by_little(browser: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "big", steps=50, groups=2, group_size=20, hostile=False)
     browser.get(build_report(folder.path, max_groups=100).as_uri())
-    assert "100 of 100 groups, 2000 of 2000 rollouts" in ask(
-        browser, 'document.querySelector(".count").textContent'
-    )
+    assert "100 of 100 groups, 2000 of 2000 rollouts" in ask(browser, 'document.querySelector(".count").textContent')
     drawn = ask(browser, 'document.querySelectorAll(".group").length')
     assert drawn <= 40
     started = time.monotonic()

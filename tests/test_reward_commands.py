@@ -128,9 +128,7 @@ def test_the_answer_is_taken_from_the_completion_and_not_from_the_record(tmp_pat
 
 
 def test_what_a_run_writes_is_scored_as_in_the_run(tmp_path: Path) -> None:
-    row = Row(
-        "r/1", ({"role": "user", "content": "where?"},), (), {"boxes": [[40, 20, 140, 120]]}, "grounding"
-    )
+    row = Row("r/1", ({"role": "user", "content": "where?"},), (), {"boxes": [[40, 20, 140, 120]]}, "grounding")
     text = "<answer>[98, 98, 343, 343]</answer>"
     rollout = Rollout(row, 3, (5, 6), text, "[98, 98, 343, 343]", 2, "length", (), "resized_px", 4)
     record = rollout_record(rollout, 4, [])
@@ -253,9 +251,7 @@ def test_the_list_names_every_reward_with_options_needs_and_source(
     assert "arXiv 2504.07615" in printed
 
 
-def test_the_list_tells_broken_plugins(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_list_tells_broken_plugins(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from mmreason.scoring import REWARDS
 
     REWARDS.names()

@@ -110,9 +110,7 @@ def test_iou_refuses_rows_without_exactly_one_image(geometry: tuple[ImageGeometr
         score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=geometry)
 
 
-@pytest.mark.parametrize(
-    "boxes", [[[1, 2, 3]], [["a", "b", "c", "d"]], [[0, 0, math.nan, 1]], "[1, 2, 3, 4]", [None]]
-)
+@pytest.mark.parametrize("boxes", [[[1, 2, 3]], [["a", "b", "c", "d"]], [[0, 0, math.nan, 1]], "[1, 2, 3, 4]", [None]])
 def test_a_broken_target_is_a_failure_and_not_a_zero(boxes: Any) -> None:
     with pytest.raises(RewardFailure, match="BoxError"):
         score("iou", answered(BOX_RELATIVE), {"boxes": boxes})
@@ -134,9 +132,7 @@ def test_iou_of_several_boxes_matches_one_to_one_at_best() -> None:
     # Greedy would pair (A, first) at 2/3 and leave (B, second) at 0; the best pairing is worth 1/2 + 1/2.
     targets = {"boxes": [[0, 0, 60, 100], [60, 0, 120, 100]]}
     wide_then_left = "[0, 0, 90, 100] [0, 0, 120, 100]"
-    assert score("iou", answered(wide_then_left), targets, frame="original_px") == pytest.approx(
-        (2 / 3 + 0.5) / 2
-    )
+    assert score("iou", answered(wide_then_left), targets, frame="original_px") == pytest.approx((2 / 3 + 0.5) / 2)
 
 
 # iou: attempts to fool it
@@ -423,7 +419,5 @@ def test_a_megabyte_of_hostile_text_costs_little(unit: str, wrapped: bool) -> No
     runner = RewardRunner(RewardConfig.model_validate({name: {} for name in GOLD}))
     started = time.process_time()
     table = runner.score([rollout])
-    assert (
-        time.process_time() - started < 2.0
-    )  # quadratic time would be minutes; the rest is slack for slow machines
+    assert time.process_time() - started < 2.0  # quadratic time would be minutes; the rest is slack for slow machines
     assert not table.failures

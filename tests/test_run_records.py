@@ -30,14 +30,10 @@ RECORD_KEYS = {
 }  # fmt: skip
 
 
-def make_rollout(
-    image: Image.Image | str, text: str = "<answer>[1, 2, 3, 4]</answer>", group: int = 0
-) -> Rollout:
+def make_rollout(image: Image.Image | str, text: str = "<answer>[1, 2, 3, 4]</answer>", group: int = 0) -> Rollout:
     row = Row(
         id=f"grounding/0/{group}",
-        messages=(
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find the disc."}]},
-        ),
+        messages=({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Find the disc."}]},),
         images=(image,),
         target={"boxes": np.array([[1.0, 2.0, 3.0, 4.0]]), "labels": ("disc",)},
         dataset="grounding",
@@ -109,9 +105,7 @@ def test_pictures_that_differ_only_in_shape_or_palette_are_kept_apart(tmp_path: 
 
 
 @given(st.text(), st.text())
-def test_any_text_survives_the_round_trip(
-    tmp_path_factory: pytest.TempPathFactory, text: str, newline: str
-) -> None:
+def test_any_text_survives_the_round_trip(tmp_path_factory: pytest.TempPathFactory, text: str, newline: str) -> None:
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     wild = f"{text}\ud800\u2028\n\r{newline}"
     RolloutWriter(folder).write(1, [make_rollout("x.png", text=wild)], {}, [None], [None])
@@ -139,9 +133,7 @@ def test_truncate_keeps_exactly_the_lines_up_to_the_checkpoint(tmp_path: Path) -
     folder = RunFolder(tmp_path)
     for step in (1, 2, 3, 4):
         folder.append_metrics({"step": step, "reward": step / 10})
-        RolloutWriter(folder).write(
-            step, [make_rollout("a.png"), make_rollout("b.png")], {}, [0.0] * 2, [0.0] * 2
-        )
+        RolloutWriter(folder).write(step, [make_rollout("a.png"), make_rollout("b.png")], {}, [0.0] * 2, [0.0] * 2)
     before = folder.metrics.read_bytes()
     with folder.metrics.open("ab") as file:
         file.write(b'{"step": 5, "rew')  # killed while writing

@@ -270,9 +270,7 @@ def test_a_file_adds_rewards_with_bare_names_and_is_run_once(tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(
-    tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
+def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     file = tmp_path / name
     if content is not None:
         file.write_text(content)
@@ -390,9 +388,7 @@ def test_interrupt_from_the_keyboard_is_not_swallowed(add: Callable[..., str]) -
 
 
 @pytest.mark.parametrize("value", [True, 1, np.float32(1), np.int64(1), np.bool_(True), 1.0 + 5e-7])
-def test_any_real_number_is_a_number_and_rounding_is_moved_onto_the_bound(
-    add: Callable[..., str], value: Any
-) -> None:
+def test_any_real_number_is_a_number_and_rounding_is_moved_onto_the_bound(add: Callable[..., str], value: Any) -> None:
     def constant(completion: str) -> Any:
         return value
 
@@ -537,9 +533,7 @@ texts = st.sampled_from(["yes", "<think>a</think><answer>yes</answer>", "no", ""
 
 
 @given(st.lists(st.tuples(texts, st.sampled_from(["yes", "no", "", None])), max_size=6), st.randoms())
-def test_scores_do_not_depend_on_neighbours_or_order(
-    pairs: list[tuple[str, str | None]], random: Any
-) -> None:
+def test_scores_do_not_depend_on_neighbours_or_order(pairs: list[tuple[str, str | None]], random: Any) -> None:
     section = config(format={}, exact={"weight": 0.5}, set_match={})
     rollouts = [rollout(text, answer, {"answer": "yes"}) for text, answer in pairs]
     order = list(range(len(rollouts)))

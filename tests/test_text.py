@@ -13,9 +13,7 @@ from mmreason.text import MAX_TEXT_CHARS, extract_answer, matches_structure, spl
 
 TAGS = ["<think>", "</think>", "<answer>", "</answer>"]
 #: Text made of tags, pieces of tags and ordinary characters.
-tag_soup = st.lists(st.sampled_from([*TAGS, "<", ">", "/", "<answer", "think>", " ", "\n", "x", "é"])).map(
-    "".join
-)
+tag_soup = st.lists(st.sampled_from([*TAGS, "<", ">", "/", "<answer", "think>", " ", "\n", "x", "é"])).map("".join)
 plain = st.text(max_size=40).filter(lambda text: not any(tag in text for tag in TAGS))
 
 
@@ -142,12 +140,8 @@ def test_matches_structure(text: str, matches: bool) -> None:
 
 
 def test_matches_structure_with_other_tags() -> None:
-    assert matches_structure(
-        "<look>a</look> <think>b</think> <answer>c</answer>", ("look", "think", "answer")
-    )
-    assert not matches_structure(
-        "<think>b</think> <look>a</look> <answer>c</answer>", ("look", "think", "answer")
-    )
+    assert matches_structure("<look>a</look> <think>b</think> <answer>c</answer>", ("look", "think", "answer"))
+    assert not matches_structure("<think>b</think> <look>a</look> <answer>c</answer>", ("look", "think", "answer"))
     # Only the asked tags are structure: others are content, but not between the blocks.
     assert matches_structure("<answer><b>c</b></answer>", ("answer",))
     assert not matches_structure("<b></b><answer>c</answer>", ("answer",))

@@ -47,9 +47,7 @@ def draw_boxes(
         BoxError: the boxes are in another frame than `original_px`.
     """
     if boxes.frame is not Frame.original_px:
-        raise BoxError(
-            f"boxes to draw must be in original_px of the picture, not {boxes.frame.value}: use .to()"
-        )
+        raise BoxError(f"boxes to draw must be in original_px of the picture, not {boxes.frame.value}: use .to()")
     canvas = _on_white(image)
     pen = ImageDraw.Draw(canvas)
     width = max(1, round(max(canvas.size) / 150))
@@ -60,9 +58,7 @@ def draw_boxes(
         else:
             pen.rectangle(corners, outline=color, width=width)
     font = _font(max(9, round(max(canvas.size) / 24)))
-    for corners, label in zip(
-        placed, labels, strict=False
-    ):  # after all outlines, so that none crosses a text
+    for corners, label in zip(placed, labels, strict=False):  # after all outlines, so that none crosses a text
         if label:
             _plate(pen, corners, label, color, font, canvas.size)
     return canvas

@@ -143,9 +143,7 @@ def compose_sweep(
         raise _refusal(command, [str(error)]) from None
 
     def composed(words: Sequence[str]) -> Composed:
-        return compose(
-            command, words, config_dirs=config_dirs, config_name=config_name, check_files=check_files
-        )
+        return compose(command, words, config_dirs=config_dirs, config_name=config_name, check_files=check_files)
 
     varied = [tuple(word for word in job if word.partition("=")[0] in keys) for job in grid]
     jobs = [composed(job) for job in grid]
@@ -212,8 +210,7 @@ def distinct_names(names: Sequence[str], varied: Sequence[Sequence[str]]) -> lis
     if len(set(result)) == len(result):
         return result
     result = [
-        _fit(name + "-" + ",".join(_slug(word) for word in words))
-        for name, words in zip(names, varied, strict=True)
+        _fit(name + "-" + ",".join(_slug(word) for word in words)) for name, words in zip(names, varied, strict=True)
     ]
     if len(set(result)) == len(result):
         return result
@@ -239,13 +236,9 @@ def _hydra(folders: Sequence[Path], config_name: str | None) -> Iterator[Any]:
     Hydra looks for the primary config in one place only: `mmreason.conf`, or the user's folder that holds
     `config_name`.
     """
-    ConfigStore.instance().store(
-        name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema"
-    )
+    ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    main = next(
-        (folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None
-    )
+    main = next((folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None)
     if main is None:
         context = initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3")
     else:
@@ -285,20 +278,14 @@ def _folder(place: str) -> Path | None:
         spec = importlib.util.find_spec(place.removeprefix("pkg://"))
     except ImportError:
         return None
-    return (
-        Path(next(iter(spec.submodule_search_locations)))
-        if spec and spec.submodule_search_locations
-        else None
-    )
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
 def _search_path_words(folders: Sequence[Path]) -> list[str]:
     if not folders:
         return []
     return [
-        "hydra.searchpath=["
-        + ",".join(quote(f"file://{folder}") for folder in folders)
-        + f",pkg://{CONFIG_MODULE}]"
+        "hydra.searchpath=[" + ",".join(quote(f"file://{folder}") for folder in folders) + f",pkg://{CONFIG_MODULE}]"
     ]
 
 
@@ -308,9 +295,7 @@ def _compose(
     """Hydra's result as a plain dict, and the group choices; `None` with a problem added if it fails."""
     try:
         tree = hydra_compose(config_name=config_name, overrides=list(words), return_hydra_config=True)
-        choices = {
-            str(k): v for k, v in tree.hydra.runtime.choices.items() if not str(k).startswith("hydra/")
-        }
+        choices = {str(k): v for k, v in tree.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
         # Not the hydra section: its interpolations need a running Hydra application.
         keys = [str(key) for key in tree if key != "hydra"]
         missing = [name for key in keys for name in _missing(tree, key)]
@@ -333,20 +318,14 @@ def _missing(tree: DictConfig, key: str) -> list[str]:
     if OmegaConf.is_missing(tree, key):
         return [key]
     value = tree[key]
-    return (
-        [f"{key}.{name}" for name in sorted(OmegaConf.missing_keys(value))]
-        if OmegaConf.is_config(value)
-        else []
-    )
+    return [f"{key}.{name}" for name in sorted(OmegaConf.missing_keys(value))] if OmegaConf.is_config(value) else []
 
 
 def _hydra_problem(error: Exception) -> str:
     """Hydra's own words, without its advice to use `+` (it would only move the problem) and links."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [
-        line
-        for line in lines
-        if not line.startswith(("See ", "To append", "full_key", "object_type", "Set the env"))
+        line for line in lines if not line.startswith(("See ", "To append", "full_key", "object_type", "Set the env"))
     ]
     key = getattr(error, "full_key", None)
     return (f"{key}: " if key else "") + (" ".join(kept) or type(error).__name__)
@@ -436,9 +415,7 @@ def _disagreements(config: RunConfig) -> list[str]:
     problems = []
     weights = config.reward.weights()
     if config.command == "train" and not any(weight > 0 for weight in weights.values()):
-        problems.append(
-            "reward: no reward has a weight above 0: nothing to learn from; set one: reward.iou.weight=1"
-        )
+        problems.append("reward: no reward has a weight above 0: nothing to learn from; set one: reward.iou.weight=1")
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
@@ -459,9 +436,7 @@ def _missing_files(config: RunConfig) -> list[str]:
         )
     for key, name in (("model.name", config.model.name), ("eval.compare", config.eval.compare or "")):
         if looks_like_folder(name) and not Path(name).expanduser().is_dir():
-            problems.append(
-                f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME"
-            )
+            problems.append(f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
     if Path(config.out).expanduser().is_file():
         problems.append(f"out={config.out}: this is a file; give a folder")
     return problems

@@ -191,8 +191,7 @@ def _expected(annotation: Any, metadata: Sequence[Any]) -> str:
         return "one of: " + ", ".join(str(choice) for choice in get_args(annotation))
     if origin in (Union, types.UnionType):
         return ", or ".join(
-            _expected(choice, metadata if choice is not types.NoneType else ())
-            for choice in get_args(annotation)
+            _expected(choice, metadata if choice is not types.NoneType else ()) for choice in get_args(annotation)
         )
     if origin is tuple:
         items = get_args(annotation)

@@ -173,9 +173,7 @@ def _prepare_word(word: str, group_choices: GroupChoices, prepared: Prepared) ->
             f"{word}: several values are a sweep: add -m for one job each, or write key=[a,b] for a list"
         )
     elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        prepared.problems.append(
-            f"{word}: of Hydra's own options only hydra.searchpath is read; use out= and name="
-        )
+        prepared.problems.append(f"{word}: of Hydra's own options only hydra.searchpath is read; use out= and name=")
     elif override.is_delete():
         prepared.words.append(word)
     elif choices := group_choices(key):

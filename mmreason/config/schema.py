@@ -46,7 +46,7 @@ class ModelConfig(Section):
     )
     revision: str | None = Field(None, description="hub revision to pin; written to the run record")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="weights; auto = bfloat16 on a GPU, float32 on a CPU"
+        "auto", description="weights; auto = float32, or bfloat16 under LoRA on a GPU"
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention kernels; auto = flash_attention_2 where installed with a GPU, else sdpa"
@@ -80,7 +80,9 @@ class DataConfig(Section):
     """The user's own rows instead of a generated task."""
 
     path: str | None = Field(None, description="JSONL file; null = use the task")
-    image_root: str | None = Field(None, description="folder that image paths are relative to; default: the file's folder")
+    image_root: str | None = Field(
+        None, description="folder that image paths are relative to; default: the file's folder"
+    )
     on_bad_row: Literal["skip", "raise"] = Field("raise", description="what a bad row does")
     eval_share: Share = Field(0.2, description="share of the rows held out for evaluation")
     max_image_pixels: PositiveInt = Field(40_000_000, description="images with more pixels are refused before decoding")
@@ -120,7 +122,9 @@ class ObjectiveConfig(Section):
     scale_rewards: Literal["group", "batch", "none"] = Field(
         "group", description="what advantages are divided by: the group's std, the batch's std, nothing"
     )
-    importance_sampling: Literal["token", "sequence"] = Field("token", description="level of the ratio (sequence = GSPO)")
+    importance_sampling: Literal["token", "sequence"] = Field(
+        "token", description="level of the ratio (sequence = GSPO)"
+    )
     num_iterations: PositiveInt = Field(1, description="optimisation passes over each batch of rollouts (GRPO's mu)")
     mask_truncated: bool = Field(False, description="leave completions cut at the length limit out of the loss")
     top_entropy_quantile: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -173,14 +177,18 @@ class SftPhase(Section):
 class SftConfig(Section):
     """Supervised cold start."""
 
-    phases: tuple[SftPhase, ...] = Field((), description="for generated tasks; empty = `data.path` rows for trainer.steps")
+    phases: tuple[SftPhase, ...] = Field(
+        (), description="for generated tasks; empty = `data.path` rows for trainer.steps"
+    )
     batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
 
 
 class EvalConfig(Section):
     """Held-out evaluation by `mmreason eval`."""
 
-    compare: str | None = Field(None, description="second model (name, folder or hub id), compared row by row with `model`")
+    compare: str | None = Field(
+        None, description="second model (name, folder or hub id), compared row by row with `model`"
+    )
     temperature: NonNegativeFloat = Field(0.0, description="0 = greedy; above 0 samples at that temperature")
 
 
@@ -193,7 +201,9 @@ class RunConfig(Section):
     )
     out: str = Field("runs", description="folder of run folders")
     seed: NonNegativeInt = Field(0, description="seed of rows, sampling and weights made from scratch")
-    resume: str = Field("none", description="none | auto (newest complete checkpoint of this run) | a checkpoint folder")
+    resume: str = Field(
+        "none", description="none | auto (newest complete checkpoint of this run) | a checkpoint folder"
+    )
     source: str = Field("", description="paper or page that the recipe follows")
     model: ModelConfig = Field(default_factory=ModelConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
@@ -225,7 +235,9 @@ class RunConfig(Section):
                 f"{self.objective.num_iterations}: a checkpoint inside a generation cycle cannot be resumed exactly"
             )
         if self.trainer.warmup_steps > self.trainer.steps:
-            raise ValueError(f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds trainer.steps={self.trainer.steps}")
+            raise ValueError(
+                f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds trainer.steps={self.trainer.steps}"
+            )
         if self.objective.epsilon_high is not None and self.objective.epsilon_high < self.objective.epsilon:
             raise ValueError("objective.epsilon_high is below objective.epsilon")
         return self

@@ -88,7 +88,7 @@ class Policy:
             untrained = build_model(family.model_type, seed=seed, processor=processor)
             return cls.wrap(untrained.to(device), processor, config)
         source = resolve_source(config.name)
-        dtype = resolve_dtype(config.dtype, device)
+        dtype = resolve_dtype(config, device)
         try:
             processor = AutoProcessor.from_pretrained(source, revision=config.revision, trust_remote_code=False)
             model = AutoModelForImageTextToText.from_pretrained(
@@ -128,7 +128,8 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     @property
     def banned_token_ids(self) -> list[int]:
@@ -182,7 +183,9 @@ class Policy:
         messages = [dict(message) for message in row.messages]
         if not self.config.instruction:
             return messages
-        instruction = self.config.instruction.replace("{box_hint}", self.family.box_hint() if "boxes" in row.target else "")
+        instruction = self.config.instruction.replace(
+            "{box_hint}", self.family.box_hint() if "boxes" in row.target else ""
+        )
         last = messages[-1]
         if isinstance(last["content"], str):
             last["content"] = last["content"] + instruction.rstrip()
@@ -252,9 +255,7 @@ class Policy:
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def generate(
-        self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float = 0.0
-    ) -> list[list[int]]:
+    def generate(self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float = 0.0) -> list[list[int]]:
         """Sample one completion a prompt; `temperature=0` is greedy and draws no random number.
 
         Returns:
@@ -329,11 +330,15 @@ def resolve_source(name: str) -> str:
     return str(TINY_VLM_DIR)
 
 
-def resolve_dtype(choice: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if choice == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[choice]
+def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """`auto` keeps trained weights in float32 and frozen ones, under LoRA on a GPU, in bfloat16.
+
+    An update of AdamW at a learning rate of 1e-6 is smaller than the spacing of bfloat16 and would round away; on a GPU the
+    trainer computes in bfloat16 by autocast all the same.
+    """
+    if config.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and config.lora.rank > 0 else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
 def resolve_attention(choice: str, device: torch.device) -> str:
@@ -354,8 +359,12 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
     import peft
 
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    targets = [name for name in linear if "lm_head" not in name and (config.targets == "all" or ".visual." not in f".{name}")]
-    settings = peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets)
+    targets = [
+        name for name in linear if "lm_head" not in name and (config.targets == "all" or ".visual." not in f".{name}")
+    ]
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=targets
+    )
     return peft.get_peft_model(model, settings)
 
 

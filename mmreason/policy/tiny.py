@@ -62,7 +62,10 @@ def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -133,7 +136,7 @@ def build_model(
     import transformers
 
     family = family_of(model_type)
-    tokenizer = (processor or build_processor(model_type)).tokenizer  # type: ignore[attr-defined]
+    tokenizer = (processor or build_processor(model_type)).tokenizer
     token_id = tokenizer.convert_tokens_to_ids
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -189,7 +192,9 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+        model = transformers.AutoModelForImageTextToText.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
     _order_number_embeddings(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

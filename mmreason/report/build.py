@@ -55,20 +55,14 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     """
     folder = RunFolder(run_dir)
     if not folder.path.is_dir():
-        raise DataError(
-            f"{folder.path}: no such run folder. `mmreason report RUN` takes the folder that a run wrote."
-        )
+        raise DataError(f"{folder.path}: no such run folder. `mmreason report RUN` takes the folder that a run wrote.")
     if max_groups < 1:
         raise DataError(f"max_groups={max_groups}: a report shows at least one group.")
     notes: list[str] = []
     config = _read(folder.read_config, notes) or {}
     summary = _read(folder.read_summary, notes) or {}
-    series = (
-        _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
-    )
-    groups = (
-        _read(lambda: collect_groups(folder.rollouts, max_groups), notes) if folder.rollouts.is_file() else {}
-    )
+    series = _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
+    groups = _read(lambda: collect_groups(folder.rollouts, max_groups), notes) if folder.rollouts.is_file() else {}
     data: Json = {"series": series or {}, "groups": [], **(groups or {})}
     roots = [folder.path, *_image_roots(config, image_root)]
     pictures = inline_pictures(
@@ -77,9 +71,7 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
         roots,
         PICTURE_BUDGET_BYTES,
     )
-    data["pictures"] = {
-        path: {"uri": found.uri, "missing": found.missing} for path, found in pictures.items()
-    }
+    data["pictures"] = {path: {"uri": found.uri, "missing": found.missing} for path, found in pictures.items()}
     header = describe_header(folder.path, config, summary)
     if not summary:
         notes.append("No summary.json yet: the scores before and after appear when the run has finished.")
@@ -98,9 +90,7 @@ def render(header: Mapping[str, Any], data: Mapping[str, Any], notes: Sequence[s
     files = resources.files("mmreason.report")
     style = files.joinpath("page.css").read_text(encoding="utf-8")
     script = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in SCRIPTS)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files.joinpath("page.html.j2").read_text(encoding="utf-8"))
     return template.render(
         header=header,
@@ -148,9 +138,7 @@ def describe_header(run_dir: Path, config: Mapping[str, Any], summary: Mapping[s
     name = config.get("name") or run_dir.resolve().name
     return {
         "name": shorten(str(name), 120),
-        "facts": {
-            key: shorten(str(value), 300) for key, value in facts.items() if value not in (None, "", {})
-        },
+        "facts": {key: shorten(str(value), 300) for key, value in facts.items() if value not in (None, "", {})},
         "scores": score_rows(summary),
     }
 

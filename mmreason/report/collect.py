@@ -205,9 +205,7 @@ def _describe_rollout(
     return {
         "segments": cut_middle(segments, max_chars),
         "reward": number(record.get("reward")),
-        "rewards": {
-            shorten(str(name), 60): number(value) for name, value in list(rewards.items())[:MAX_ITEMS]
-        },
+        "rewards": {shorten(str(name), 60): number(value) for name, value in list(rewards.items())[:MAX_ITEMS]},
         "advantage": number(record.get("advantage")),
         "tokens": number(record.get("num_tokens")),
         "stop": shorten(str(record.get("stop_reason") or ""), 40),
@@ -287,9 +285,7 @@ def _describe_message(message: object) -> dict[str, str]:
     content = message.get("content")
     if not isinstance(content, str):
         parts = [part for part in _items(content) if isinstance(part, Mapping)]
-        content = " ".join(
-            "[image]" if part.get("type") == "image" else str(part.get("text", "")) for part in parts
-        )
+        content = " ".join("[image]" if part.get("type") == "image" else str(part.get("text", "")) for part in parts)
     return {"role": shorten(str(message.get("role", "")), 20), "text": shorten(content, MAX_PROMPT_CHARS)}
 
 

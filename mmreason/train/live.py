@@ -90,7 +90,7 @@ class LiveTable:
         """Show a warning below the table, or at once as a line of its own."""
         self._alarms.append(text)
         if self._live is None:
-            self._print(f"ALARM step {self.step}: {text}")
+            self._print(f"ALARM {text}")
         else:
             self._live.refresh()
 

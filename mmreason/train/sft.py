@@ -29,6 +29,7 @@ from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Row
 from mmreason.registry import did_you_mean
 from mmreason.run_records import RunFolder
+from mmreason.train.callbacks import process_state
 from mmreason.train.checkpoints import SealedCheckpoints, find_checkpoint
 
 #: Label of positions that do not count in the loss.
@@ -222,6 +223,7 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         ConfigError: neither phases nor data. DataError, ModelError, ResumeError: see the modules they come from.
     """
     started = time.monotonic()
+    process_state()
     torch.manual_seed(config.seed)
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
