@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models run 20 times slower when threads fight over two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help train test test-fast check format bench wheel clean
+.PHONY: help train test test-fast check format tiny-vlm bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ check: $(VENV)/.dev ## ruff lint and format, strict types
 format: $(VENV)/.dev ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (45 minutes) into runs/tiny_vlm_2/final
+	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm_1 trainer.num_threads=1
+	OMP_NUM_THREADS=2 $(BIN)/mmreason sft recipe=tiny_vlm_habit name=tiny_vlm_2 model.name=runs/tiny_vlm_1/final
 
 bench: $(VENV)/.base ## seconds and tokens of each stage of a step, beside stock TRL
 	$(BIN)/python -m benchmarks.step

@@ -118,7 +118,7 @@ class SceneOptions(TaskOptions):
     @property
     def size_share(self) -> tuple[float, float]:
         """Object side as a share of the picture's shorter side."""
-        return ((0.26, 0.46), (0.2, 0.42), (0.16, 0.38), (0.12, 0.3))[self.difficulty]
+        return ((0.3, 0.5), (0.26, 0.46), (0.18, 0.4), (0.12, 0.3))[self.difficulty]
 
     @property
     def max_overlap(self) -> float:

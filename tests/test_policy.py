@@ -221,7 +221,9 @@ def test_a_saved_policy_loads_with_plain_transformers(model_type: str, tmp_path:
     state, saved = policy.model.state_dict(), model.state_dict()
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[name], saved[name]) for name in state)
-    assert processor.tokenizer.decode(processor.tokenizer("red circle")["input_ids"]) == "red circle"
+    text = "<think>red circle [12, 34, 56, 178], blue square</think><answer>[1, 2, 3, 4]</answer><|im_end|> Über.\n\n9"
+    assert processor.tokenizer(text)["input_ids"] == policy.tokenizer(text)["input_ids"]
+    assert processor.tokenizer.decode(processor.tokenizer(text)["input_ids"]) == text
     again = Policy.load(policy.config.model_copy(update={"name": str(tmp_path)}))
     assert again.family is policy.family
 

@@ -181,6 +181,9 @@ class SftConfig(Section):
         (), description="for generated tasks; empty = `data.path` rows for trainer.steps"
     )
     batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
+    final_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="weights of final/; 16 bits halve its size"
+    )
 
 
 class EvalConfig(Section):

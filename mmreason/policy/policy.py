@@ -9,6 +9,7 @@ Legend of shapes: B rows, T tokens of the padded prompt, C new tokens.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -308,13 +309,18 @@ class Policy:
             step=step,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write a folder that plain transformers loads; LoRA adapters are merged into the weights written."""
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that plain transformers loads; LoRA adapters are merged into the weights written.
+
+        Args:
+            folder: where to.
+            dtype: type of the weights written; default: as they are. The policy itself does not change.
+        """
         model = self.model
         if self.config.lora.rank > 0:
-            import copy
-
             model = copy.deepcopy(model).merge_and_unload()
+        if dtype is not None and dtype != model.dtype:
+            model = copy.deepcopy(model).to(dtype)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 

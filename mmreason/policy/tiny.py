@@ -57,7 +57,7 @@ CHAT_TEMPLATE = (
 def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     """Build the tiny tokenizer: byte-level BPE, whole numbers 0..255, chat, tag and vision tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     words = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+ ?|\s+")
@@ -81,7 +81,8 @@ def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAG_TOKENS])
     tokenizer.add_tokens([AddedToken(str(number), normalized=False) for number in range(MAX_NUMBER_TOKEN + 1)])
-    return Qwen2TokenizerFast(
+    # Not Qwen2Tokenizer: that class puts its own word pattern in the place of ours when it is loaded again.
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=None,
         bos_token=None,

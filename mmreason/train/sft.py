@@ -249,7 +249,7 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     if checkpoint is not None:
         folder.truncate_after(int(checkpoint.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    policy.save(folder.final)
+    policy.save(folder.final, getattr(torch, config.sft.final_dtype))
     summary = {
         "run_dir": str(folder.path),
         "command": "sft",
