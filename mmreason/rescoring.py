@@ -7,9 +7,7 @@ No torch.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from mmreason.boxes import Frame
@@ -17,30 +15,8 @@ from mmreason.errors import DataError
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.text import extract_answer
 
-#: A longer line is no rollout record; nothing beyond this is read into memory at once.
-MAX_LINE_BYTES = 32_000_000
 #: Assumed: records do not state patch and merge size; only rewards that count image tokens use them.
 _PATCH_SIZE, _MERGE_SIZE = 14, 2
-
-
-def read_records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `("file:line", record)` in file order; blank lines are passed over.
-
-    Raises:
-        DataError: no such file, a line over `MAX_LINE_BYTES`, or one that is not a JSON object.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                where = f"{path}:{number}"
-                if len(line) > MAX_LINE_BYTES:
-                    raise DataError(f"{where}: longer than {MAX_LINE_BYTES:,} bytes; is this a JSONL file?")
-                if line.strip():
-                    yield where, _parse_object(line, where)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give the rollouts.jsonl of a run.") from None
 
 
 def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> Rollout:
@@ -134,14 +110,3 @@ def _size(image: Mapping[str, Any], name: str, where: str, default: tuple[int, i
         raise DataError(f"'{where}.{name}' must be [width, height] in pixels, not {size!r:.80}")
     assert isinstance(size, list)
     return size[0], size[1]
-
-
-def _parse_object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        # A NaN or an infinity is no JSON; it reads as null.
-        parsed = json.loads(line.decode("utf-8-sig"), parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}).") from None
-    if not isinstance(parsed, dict):
-        raise DataError(f"{where}: a JSON {type(parsed).__name__}; every line must be one JSON object.")
-    return parsed

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -18,8 +19,9 @@ from rich.table import Table
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, DataError, RewardFailure
-from mmreason.rescoring import read_records, rollout_from_record
+from mmreason.rescoring import rollout_from_record
 from mmreason.reward_spec import REWARDS, RewardSpec, load_reward_files
+from mmreason.run_records import read_objects
 from mmreason.scoring import RewardRunner
 
 _EXAMPLE = "Write NAME[,NAME(option=value,...)], e.g. --reward 'iou(threshold=0.5),format'."
@@ -85,7 +87,7 @@ def score_file(path: str, spec: str, stream: TextIO, files: Sequence[str] = ()) 
     config = RewardConfig.model_validate({**rewards, "max_failure_share": 1.0})
     runner = RewardRunner(config)
     needs = frozenset(need for needed in runner.needs.values() for need in needed)
-    for where, record in read_records(path):
+    for where, record in read_objects(Path(path), "raise"):
         try:
             rollout = rollout_from_record(record, needs)
         except DataError as error:

@@ -214,7 +214,7 @@ def save_picture(image: Image.Image, folder: Path) -> Path:
 
 def read_metrics(path: str | Path, torn_tail: Literal["raise", "skip"] = "skip") -> Iterator[dict[str, Any]]:
     """Yield the objects of a `metrics.jsonl`; see `read_rollouts` for errors and `torn_tail`."""
-    for _, record in _read_objects(Path(path), torn_tail):
+    for _, record in read_objects(Path(path), torn_tail):
         yield record
 
 
@@ -229,7 +229,7 @@ def read_rollouts(path: str | Path, torn_tail: Literal["raise", "skip"] = "raise
     Raises:
         DataError: no such file, or a line that is no JSON object with a text `completion`.
     """
-    for where, record in _read_objects(Path(path), torn_tail):
+    for where, record in read_objects(Path(path), torn_tail):
         if not isinstance(record.get("completion"), str):
             found = "no 'completion'" if "completion" not in record else f"'completion' = {record['completion']!r:.60}"
             raise DataError(f"{where}: {found}. A rollout record needs 'completion', the text that the model wrote.")
@@ -286,8 +286,12 @@ def _append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         file.flush()
 
 
-def _read_objects(path: Path, torn_tail: Literal["raise", "skip"]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield `("file:line", object)`."""
+def read_objects(path: Path, torn_tail: Literal["raise", "skip"]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield `("file:line", object)` of a JSONL file, in file order; blank lines are passed over.
+
+    Raises:
+        DataError: no such file, a line over `MAX_LINE_BYTES`, or one that is not a JSON object.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file. A run writes it unless trainer.save_rollouts=false.")
     with path.open("rb") as file:
@@ -317,7 +321,7 @@ def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
 def _parse_object(content: bytes, where: str) -> dict[str, Any]:
     """Parse one JSON object; `DataError` naming `where` if it is none."""
     try:
-        parsed = json.loads(content.decode("utf-8"), parse_constant=lambda _: None)
+        parsed = json.loads(content.decode("utf-8-sig"), parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}).") from error
     if not isinstance(parsed, dict):

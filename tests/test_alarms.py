@@ -75,7 +75,7 @@ def test_other_rewards_get_their_own_advice() -> None:
     form, exact = book.observe(1, {"rewards/format": 0.0, "rewards/exact": 0.0}, [rollout("7", target={"answer": "8"})])
     assert "model.instruction" in form
     assert "<answer>7</answer>" in form
-    assert "mmreason reward check exact" in exact
+    assert "--reward exact" in exact
 
 
 def test_a_reward_that_never_applies() -> None:

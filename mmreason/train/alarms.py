@@ -98,7 +98,7 @@ class AlarmBook:
         failed = {name: value for name, value in failures.items() if value > 0}
         text = (
             f"step {step}: reward calls fail ({_listed(failed)}). A failed call counts as 'does not apply', "
-            "never as 0; `mmreason reward check NAME` shows the error."
+            "never as 0; summary.json and the end of the run say which error."
         )
         if failures:
             yield Condition("reward failures", text if failed else "")
@@ -147,7 +147,7 @@ class AlarmBook:
             )
         return (
             f"Likely no sampled answer is right, or '{name}' does not understand how answers are written; "
-            f"`mmreason reward check {name}` tries it on right and wrong ones."
+            f"`mmreason reward score RUN/rollouts.jsonl --reward {name}` scores saved ones again."
             + _quoted([rollout.answer or rollout.text for rollout in samples])
         )
 

@@ -10,7 +10,7 @@ Legend of shapes: N completions of a step on one process, R rewards.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +137,8 @@ class _Batch:
     rollouts: list[Rollout] = field(default_factory=list)
     values: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [N over all processes, R]
     total: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # [N over all processes]
+    #: This process's failed reward calls, by reward.
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
@@ -300,6 +302,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
                     )
                 )
             table = self._score()
+            for (name, _), count in table.failures.items():
+                self._batch.failures[name] += count
             local = np.concatenate([table.values, table.total[:, None]], axis=1)
             told = self.accelerator.gather(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device))
             self._batch.values, self._batch.total = told[:, :-1], told[:, -1]
@@ -348,6 +352,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             "completion_length": length,
             "truncated": truncated,
             "parse_failures": unparsed,
+            "reward_failures": float(batch.failures.total()),
+            **{f"reward_failures/{name}": float(count) for name, count in batch.failures.items()},
         }
         if config.trainer.save_rollouts:
             rollouts = gather_object(batch.rollouts)

@@ -85,6 +85,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         **_peak_memory(),
         "rows_skipped": dict(Counter(skipped) + Counter(kind for kind, _ in rows.skipped.values())),
         "rewards_failed": {f"{name}: {kind}": n for (name, kind), n in trainer.rewards.failures.items()},
+        "first_reward_errors": dict(trainer.rewards.first_traceback),
         "run_dir": str(folder.path),
         "model": config.model.name,
         "seed": config.seed,
