@@ -1,7 +1,7 @@
 """What the three scene tasks share: drawing the row's scene, and the two ways of answering.
 
-`direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, and then
-answers. The list is what a model has to see anyway, so looking makes relations, counting and comparing easy.
+`direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, names the one
+that is meant where one is, and then answers. Looking turns finding, counting and comparing into reading one's own list.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def write_list(objects: tuple[SceneObject, ...], geometry: ImageGeometry, frame:
 
 
 def think_then_answer(style: str, row: Row, answer: str, geometry: tuple[ImageGeometry, ...], frame: Frame) -> str:
-    """The completion for `direct` (empty thinking) or `look` (the list of objects as thinking)."""
+    """The completion for `direct` (empty thinking) or `look` (the list of objects, then the chosen one, as thinking)."""
     if style == "direct":
         thinking = ""
     elif style == "look":
         thinking = write_list(row.columns["objects"], geometry[0], frame)
+        if "chosen" in row.columns:
+            thinking += f". {write_object(row.columns['chosen'], geometry[0], frame)}"
     else:
         raise ConfigError(f"task '{row.dataset}' has no answer style '{style}'")
     return f"<think>{thinking}</think><answer>{answer}</answer>"

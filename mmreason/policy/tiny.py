@@ -24,9 +24,11 @@ TINY_VLM_DIR = Path(__file__).with_name("tiny_vlm")
 
 MAX_NUMBER_TOKEN = 255
 
-#: Rotary bases fitted to tiny pictures. The usual bases turn height and width by less than a hundredth of a radian across a
-#: grid of four tokens, and the model then needs thousands of steps to find out where anything is; with these, a few hundred.
-TEXT_ROPE_THETA, VISION_ROPE_THETA = 4.0, 10.0
+#: Rotary bases fitted to tiny pictures. The usual ones turn height and width by less than a hundredth of a radian across a
+#: grid of four tokens, and the model then needs thousands of steps to find out where anything is. Time gets one of the 16
+#: frequencies, height the next two, width the rest: its fast ones tell columns apart, and its slow ones leave content
+#: comparable over any distance, without which a name in the question is never matched with the same name in a list.
+TEXT_ROPE_THETA, VISION_ROPE_THETA = 1000.0, 10.0
 TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -148,7 +150,7 @@ def build_model(
         "num_key_value_heads": hidden_size // 32,
         "max_position_embeddings": 4096,
         "initializer_range": 0.04,
-        "rope_parameters": {"rope_type": "default", "rope_theta": TEXT_ROPE_THETA, "mrope_section": [2, 7, 7]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": TEXT_ROPE_THETA, "mrope_section": [1, 2, 13]},
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

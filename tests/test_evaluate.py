@@ -1,0 +1,54 @@
+"""Evaluation: accuracy from the metric, paired differences, greedy without random numbers, and `mmreason eval`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmreason import cli
+from mmreason.config.schema import ModelConfig, RewardConfig, TaskConfig
+from mmreason.data.base import build_task
+from mmreason.evaluate import EvalResult, evaluate
+from mmreason.policy.policy import Policy
+
+
+def test_a_paired_difference_counts_only_rows_that_both_scored() -> None:
+    before = EvalResult({"iou": np.array([0.0, 0.5, np.nan, 1.0])}, ())
+    after = EvalResult({"iou": np.array([0.5, 0.5, 1.0, np.nan])}, ())
+    difference = after.difference(before)["iou"]
+    assert difference.n == 2
+    assert difference.mean == pytest.approx(0.25)
+    assert after.mean("iou") == pytest.approx(2 / 3)
+    assert after.as_dict()["iou"]["n"] == 3
+
+
+def test_scores_of_a_policy(random_model: Callable[[str], str]) -> None:
+    policy = Policy.load(ModelConfig(name=random_model("qwen2_5_vl"), max_pixels=12544))
+    task = build_task(TaskConfig(name="grounding"), 0)
+    rows = [task.row(index, "held_out") for index in range(5)]
+    state = torch.get_rng_state()
+    options = {"metric": "iou", "correct_at": 0.5, "max_new_tokens": 6, "batch_size": 2}
+    result = evaluate(policy, rows, RewardConfig(iou={}, format={}), **options)
+    assert torch.equal(state, torch.get_rng_state())
+    assert set(result.scores) == {"iou", "format", "accuracy", "completion_length"}
+    assert [len(values) for values in result.scores.values()] == [5] * 4
+    assert [rollout.row.id for rollout in result.rollouts] == [row.id for row in rows]
+    again = evaluate(policy, rows, RewardConfig(iou={}, format={}), **options | {"batch_size": 5})
+    assert [r.token_ids for r in again.rollouts] == [r.token_ids for r in result.rollouts]
+
+
+def test_the_eval_command_compares_two_models(
+    random_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model("qwen2_5_vl")
+    words = [f"model={model}", f"eval.compare={model}", f"out={tmp_path}", "name=compare", "task=scene_qa"]
+    assert cli.main(["eval", *words, "trainer.eval_rows=4", "rollout.max_new_tokens=4"]) == 0
+    assert "paired" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "compare" / "summary.json").read_text())
+    assert summary["difference"]["exact"]["mean"] == 0
+    assert summary["before"] == summary["after"]
