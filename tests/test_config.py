@@ -214,7 +214,7 @@ def test_quoted_words_come_back_as_typed(text: str) -> None:
         ("model.lora=8", ["model.lora=8", "this is a section", "model.lora.rank"]),
         ("trainer.report_to=wandb", ["trainer.report_to=wandb", "a list"]),
         ("trainer.micro_batch_size=7", ["trainer.micro_batch_size=7 does not divide"]),
-        ("trainer.warmup_steps=1000000", ["trainer.warmup_steps=1000000 exceeds trainer.steps"]),
+        ("trainer.warmup_steps=1000000", ["trainer.warmup_steps=1000000 exceeds the run's 40 steps"]),
         ("objective.epsilon_high=0.01", ["objective.epsilon_high is below objective.epsilon"]),
         ("model.min_pixels=99999999", ["model.min_pixels=99999999 is above model.max_pixels"]),
         ("name=../../etc", ["name=../../etc"]),

@@ -146,7 +146,8 @@ def test_images_and_placeholders_are_counted_row_by_row() -> None:
 
 
 def test_paths_need_a_loader() -> None:
-    row = Row(id="r", messages=({"role": "user", "content": "x"},), images=("a.png",), target={})
+    content = [{"type": "image"}, {"type": "text", "text": "x"}]
+    row = Row(id="r", messages=({"role": "user", "content": content},), images=("a.png",), target={})
     with pytest.raises(DataError, match=r"a\.png.*no image loader"):
         tiny_policy().prepare(row)
 

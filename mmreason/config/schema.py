@@ -219,6 +219,12 @@ class RunConfig(Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
 
     @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run: those of the supervised phases where there are any, else `trainer.steps`."""
+        phased = sum(phase.steps for phase in self.sft.phases) if self.data.path is None else 0
+        return phased or self.trainer.steps
+
+    @property
     def rows_per_step(self) -> int:
         """Completions per optimizer step, over all processes."""
         return self.rollout.prompts_per_step * self.rollout.group_size
@@ -237,9 +243,9 @@ class RunConfig(Section):
                 f"trainer.save_every_steps={every} must be a multiple of objective.num_iterations="
                 f"{self.objective.num_iterations}: a checkpoint inside a generation cycle cannot be resumed exactly"
             )
-        if self.trainer.warmup_steps > self.trainer.steps:
+        if self.trainer.warmup_steps > self.total_steps:
             raise ValueError(
-                f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds trainer.steps={self.trainer.steps}"
+                f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds the run's {self.total_steps} steps"
             )
         if self.objective.epsilon_high is not None and self.objective.epsilon_high < self.objective.epsilon:
             raise ValueError("objective.epsilon_high is below objective.epsilon")
