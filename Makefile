@@ -41,9 +41,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (45 minutes) into runs/tiny_vlm_2/final
-	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm_1 trainer.num_threads=1
-	OMP_NUM_THREADS=2 $(BIN)/mmreason sft recipe=tiny_vlm_habit name=tiny_vlm_2 model.name=runs/tiny_vlm_1/final
+tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about 40 minutes) into runs/tiny_vlm_2/final
+	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm_1 trainer.num_threads=1 resume=auto
+	OMP_NUM_THREADS=2 $(BIN)/mmreason sft recipe=tiny_vlm_habit name=tiny_vlm_2 model.name=runs/tiny_vlm_1/final resume=auto
 
 bench: $(VENV)/.base ## seconds and tokens of each stage of a step, beside stock TRL
 	$(BIN)/python -m benchmarks.step

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from pydantic import ValidationError
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -18,6 +20,7 @@ from rich.text import Text
 
 from mmreason.config.schema import DataConfig
 from mmreason.data.readers import ScannedRow, SkippedRow, image_loader, scan
+from mmreason.errors import ConfigError
 
 #: Problems that are kept with line and reason; all are counted.
 MAX_LISTED = 20
@@ -130,6 +133,21 @@ class _Tally:
         if len(self.box_shares) >= 20 and median(self.box_shares) > 0.9:
             found.append("most boxes cover the whole picture: a model could score by always answering that.")
         return found
+
+
+def data_config(path: Path, options: Mapping[str, str]) -> DataConfig:
+    """The configuration of one file from options as typed, without `data.`; raises `ConfigError` by name."""
+    if "path" in options:
+        raise ConfigError("data.path: the file is the first word: mmreason data check FILE")
+    try:
+        return DataConfig.model_validate({**options, "path": str(path)})
+    except ValidationError as error:
+        known = ", ".join(f"data.{name}" for name in DataConfig.model_fields if name != "path")
+        lines = [
+            f"data.{'.'.join(map(str, item['loc']))}={item['input']}: {item['msg'].lower()}"
+            for item in error.errors(include_url=False)
+        ]
+        raise ConfigError("\n".join([*lines, f"Options are written OPTION=VALUE; there are: {known}."])) from None
 
 
 def check_file(config: DataConfig) -> DoctorReport:

@@ -39,9 +39,17 @@ def answer_of(row: Row) -> str:
 
 
 def _cell(row: Row) -> Image.Image:
-    """One picture with its true boxes, its question and its answer."""
-    picture = row.images[0]
-    assert isinstance(picture, Image.Image)
+    """One picture with its true boxes, its question and its answer.
+
+    Raises:
+        ConfigError: the row has no picture, or names a file instead of holding one.
+    """
+    picture = row.images[0] if row.images else None
+    if not isinstance(picture, Image.Image):
+        found = "no picture" if picture is None else f"the path {str(picture)!r}"
+        raise ConfigError(
+            f"row '{row.id}' of task '{row.dataset}' has {found}: a preview draws rows that hold a PIL picture in images"
+        )
     scale = CELL_PX / max(picture.size)
     shown = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     if "boxes" in row.target:

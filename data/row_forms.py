@@ -26,7 +26,7 @@ from mmreason.text import extract_answer
 IMAGE_MARKER = "<image>"
 _PROMPT_KEYS = ("messages", "conversations", "prompt", "problem", "question")
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-#: Written out in a prompt, these would become control tokens and break the count of images.
+#: Written out in a prompt or in a text to learn, these would become control tokens and break the count of images.
 _CONTROL = re.compile(r"<\|(?:im_start|im_end|image_pad|video_pad|vision_pad|vision_start|vision_end)\|>")
 
 
@@ -80,6 +80,8 @@ def interpret(record: object) -> RawRow:
     target = _target(rest, completion)
     if completion is not None:
         rest.setdefault("completion", completion)
+    if isinstance(rest.get("completion"), str):
+        _refuse_control(rest["completion"], "`completion`: leave it out, the end of the turn is added by itself")
     messages, image_paths = _with_images(turns, listed_paths)
     return RawRow(row_id, messages, image_paths, target, rest)
 
@@ -142,9 +144,7 @@ def _given_part(part: object, role: str, place: str) -> list[dict[str, str]]:
 
 def _parts(text: str, role: str) -> list[dict[str, str]]:
     """Text cut at `<image>` into parts; only the user's text has image marks."""
-    found = _CONTROL.search(text)
-    if found:
-        raise RowProblem("control token in text", f"{found[0]} is the model's own; write {IMAGE_MARKER} for an image")
+    _refuse_control(text, f"a turn: write {IMAGE_MARKER} for an image")
     if role != "user":
         return [{"type": "text", "text": text}]
     parts: list[dict[str, str]] = []
@@ -155,6 +155,12 @@ def _parts(text: str, role: str) -> list[dict[str, str]]:
         if written.strip():
             parts.append({"type": "text", "text": written})
     return parts
+
+
+def _refuse_control(text: str, place_and_remedy: str) -> None:
+    found = _CONTROL.search(text)
+    if found:
+        raise RowProblem("control token in text", f"{found[0]} is the model's own and cannot be in {place_and_remedy}")
 
 
 def _text_of(message: Message) -> str:
@@ -252,6 +258,7 @@ def _gold(value: object, key: str) -> dict[str, Any]:
 
 def _answer_text(value: object, key: str) -> str:
     if isinstance(value, str) and value.strip():
+        _refuse_control(value, f"`{key}`: leave it out")
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

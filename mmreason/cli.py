@@ -202,13 +202,13 @@ def _data_preview(words: list[str]) -> int:
     parser = _Parser(
         prog="mmreason data preview",
         description="Write one picture with the first rows of a task, their questions and answers drawn.",
-        epilog="example: mmreason data preview grounding --count 20 objects=5",
+        epilog="example: mmreason data preview grounding --count 20 difficulty=3 'objects=[5,5]'",
     )
     parser.add_argument("task", metavar="TASK", help="see `mmreason data list`")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the task")
     parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write; default: TASK.png here")
     parser.add_argument("--count", type=_positive, default=20, metavar="N", help="rows to show (default 20)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the rows (default 0)")
+    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the rows (default 0)")
     given = _parse(parser, words)
     if given is None:
         return 0
@@ -221,7 +221,9 @@ def _data_preview(words: list[str]) -> int:
     for word in given.options:
         key, equals, value = word.removeprefix("task.").partition("=")
         if not equals:
-            raise ConfigError(f"{word}: expected OPTION=VALUE, such as objects=5")
+            raise ConfigError(f"{word}: expected OPTION=VALUE, such as difficulty=3")
+        if key == "name":
+            raise ConfigError(f"{word}: the task is the first word: mmreason data preview {value or 'TASK'}")
         try:
             options[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -244,17 +246,21 @@ def _data_check(words: list[str]) -> int:
     parser.add_argument(
         "--image-root", type=Path, metavar="DIR", help="folder of the images; default: the file's folder"
     )
+    parser.add_argument(
+        "options", nargs="*", metavar="data.OPTION=VALUE", help="as for train, such as data.max_image_pixels=100000000"
+    )
     given = _parse(parser, words)
     if given is None:
         return 0
     _must_be_file(given.file)
     from rich.console import Console
 
-    from mmreason.config.schema import DataConfig
-    from mmreason.data.doctor import check_file
+    from mmreason.data.doctor import check_file, data_config
 
-    image_root = None if given.image_root is None else str(given.image_root)
-    report = check_file(DataConfig(path=str(given.file), image_root=image_root))
+    options = dict(word.removeprefix("data.").partition("=")[::2] for word in given.options)
+    if given.image_root is not None:
+        options["image_root"] = str(given.image_root)
+    report = check_file(data_config(given.file, options))
     Console().print(report)
     return 0 if report.ok else 1
 
@@ -303,7 +309,14 @@ def _folder_names(place: Path) -> list[str]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number ≥ 1")
-    return number
+    return _at_least(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, lowest: int) -> int:
+    if not text.isdecimal() or int(text) < lowest:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number ≥ {lowest}")
+    return int(text)

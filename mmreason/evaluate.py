@@ -20,8 +20,10 @@ from mmreason.records import Rollout, Row
 from mmreason.stats import Interval, mean_interval, paired_difference
 
 if TYPE_CHECKING:
+    from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
     from mmreason.policy.policy import Policy
+    from mmreason.run_records import RunFolder
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,13 @@ def evaluate(
     return EvalResult(scores, tuple(rollouts))
 
 
-def held_out_rows(config: RunConfig) -> tuple[list[Row], str, float, ImageLoader | None]:
-    """The rows of an evaluation, with the metric that decides `accuracy`: held-out rows of the task or the data file."""
+def held_out_rows(config: RunConfig, file: RowFile | None = None) -> tuple[list[Row], str, float, ImageLoader | None]:
+    """The rows of an evaluation, with the metric that decides `accuracy`: held-out rows of the task or the data file.
+
+    Args:
+        config: the run.
+        file: the data file if it has been read already.
+    """
     from mmreason.data.base import build_task
 
     if config.data.path is None:
@@ -117,9 +124,20 @@ def held_out_rows(config: RunConfig) -> tuple[list[Row], str, float, ImageLoader
         return rows, task.metric, task.correct_at, None
     from mmreason.data.readers import image_loader, read_rows, split_rows
 
-    _, held_out = split_rows(read_rows(config.data).rows, config.data.eval_share, config.seed)
+    file = file or read_rows(config.data)
+    _, held_out = split_rows(file.rows, config.data.eval_share, config.seed)
     metric = "iou" if any("boxes" in row.target for row in held_out) else "exact"
     return held_out[: config.trainer.eval_rows], metric, 0.5, image_loader(config.data)
+
+
+def refuse_other_command(folder: RunFolder, command: str) -> None:
+    """Raise `ConfigError` if the folder holds the run of another command, which would be overwritten."""
+    theirs = str((folder.read_config() or {}).get("command", command))
+    if theirs != command:
+        raise ConfigError(
+            f"run folder {folder.path} was written by `mmreason {theirs}`, and `mmreason {command}` would overwrite it. "
+            "Choose another name=…"
+        )
 
 
 def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
@@ -127,13 +145,21 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         The summary that is written to `summary.json` in the run folder.
+
+    Raises:
+        ConfigError: nothing is held out, or the run folder holds a training run.
     """
     import torch
 
+    from mmreason.data.readers import read_rows
     from mmreason.policy.policy import Policy
     from mmreason.run_records import RunFolder
 
-    rows, metric, correct_at, loader = held_out_rows(config)
+    folder = RunFolder(Path(config.out) / config.name)
+    refuse_other_command(folder, "eval")
+    # Whole pictures: one that breaks in the middle would otherwise end the evaluation.
+    file = read_rows(config.data, full_check=True) if config.data.path is not None else None
+    rows, metric, correct_at, loader = held_out_rows(config, file)
     if not rows:
         raise ConfigError("there are no held-out rows: raise trainer.eval_rows, or data.eval_share for a file")
     names = (
@@ -160,6 +186,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         for score, interval in results[label].intervals().items():
             print(f"  {score:<18} {interval}")
     summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed}
+    summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
     summary |= {label: result.as_dict() for label, result in results.items()}
     if "before" in results:
         difference = results["after"].difference(results["before"])
@@ -167,7 +194,8 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         print(f"{config.model.name} minus {config.eval.compare}, paired:")
         for score, interval in difference.items():
             print(f"  {score:<18} {interval}")
-    folder = RunFolder(Path(config.out) / config.name).create()
+    if file is not None and file.skipped:
+        print(file.skipped_summary())
     summary["run_dir"] = str(folder.path)
     folder.write_config(plain)
     folder.write_summary(summary)

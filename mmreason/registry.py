@@ -1,8 +1,9 @@
 """One registry class for every plug-in point: rewards, tasks and (later) shapers, loss terms and tools.
 
 A plug-in enters by a decorator (`@reward`, `@task`) or by a Python entry point, whose object is a module or
-callable that runs those decorators when imported. Built-ins use the very same way in. A built-in is called `name`, a plug-in
-`package/name`. Duplicate names fail; an entry point that breaks is reported by name and does not stop others.
+callable that runs those decorators when imported. Built-ins use the very same way in. Built-ins and what the user's
+own files register are called `name`; rewards of installed packages are called `package/name`. Duplicate names fail;
+an entry point that breaks is reported by name and does not stop others.
 """
 
 from __future__ import annotations

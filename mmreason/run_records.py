@@ -162,7 +162,9 @@ class RolloutWriter:
     def _place(self, image: ImageSource, saved: dict[int, str]) -> str:
         """Path of the picture relative to the run folder; one that is in memory is saved under its hash."""
         if isinstance(image, str):
-            return Path(os.path.relpath(image, self.folder.path)).as_posix()
+            # Both real: `..` climbs the folder that a symbolic link leads to, not the one that holds the link.
+            start = os.path.realpath(self.folder.path)
+            return Path(os.path.relpath(os.path.realpath(image), start)).as_posix()
         if id(image) not in saved:
             saved[id(image)] = save_picture(image, self.folder.images).relative_to(self.folder.path).as_posix()
         return saved[id(image)]

@@ -38,21 +38,21 @@ def iou(
     Args:
         target: `{"boxes": [[x1, y1, x2, y2], ...]}` in original pixels.
         boxes: boxes of the answer.
-        geometry: of the row's one image.
+        geometry: of the row's images; boxes, wanted and given, are those of the first one.
         threshold: a pair below this IoU is worth 0.
 
     Returns:
         The reward; `None` if the target has no boxes.
 
     Raises:
-        ValueError: the row has no image or several.
+        ValueError: the row has no image.
         BoxError: the target's boxes are no boxes.
     """
     wanted = target.get("boxes")
     if wanted is None or len(wanted) == 0:
         return None
-    if len(geometry) != 1:
-        raise ValueError(f"the reward iou reads boxes of one image, and this row has {len(geometry)} images")
+    if not geometry:
+        raise ValueError("the reward iou reads boxes of the row's first image, and this row has no image")
     truth = Boxes.of(wanted, Frame.original_px)
     if len(boxes) == 0:
         return 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import types
@@ -248,11 +250,11 @@ def test_sweep_runs_every_job_in_its_own_process(
 ) -> None:
     commands: list[Sequence[str]] = []
 
-    def fake_run(command: Sequence[str], check: bool) -> subprocess.CompletedProcess[str]:
+    def fake_job(command: Sequence[str]) -> tuple[int, bool]:
         commands.append(command)
-        return subprocess.CompletedProcess(command, 3 if "seed=1" in command else 0)
+        return (3 if "seed=1" in command else 0), False
 
-    monkeypatch.setattr(command_line.subprocess, "run", fake_run)
+    monkeypatch.setattr(command_line, "run_job", fake_job)
     assert run("train", "-m", "seed=0,1,2", "trainer.steps=5", "--config-dir", str(tmp_path)) == 3
     assert [list(command[1:4]) for command in commands] == [["-m", "mmreason", "train"]] * 3
     assert list(commands[1][4:]) == ["--config-dir", str(tmp_path), "seed=1", "trainer.steps=5"]
@@ -263,8 +265,51 @@ def test_sweep_runs_every_job_in_its_own_process(
 
 
 def test_a_wrong_sweep_starts_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line.subprocess, "run", lambda *_, **__: pytest.fail("a job was started"))
+    monkeypatch.setattr(command_line, "run_job", lambda _: pytest.fail("a job was started"))
     assert run("train", "-m", "rollout.group_size=4,1") == 2
+
+
+#: A job that takes a moment to save after a signal: 0.6 s, longer than Popen's own patience after Ctrl-C.
+SAVING_JOB = """
+import signal, sys, time
+caught = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: caught.append(number))
+print("ready", flush=True)
+for _ in range(1000):
+    if caught:
+        time.sleep(0.6)
+        sys.exit(40 + caught[0])
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_job_save_and_ends_the_sweep(number: signal.Signals, tmp_path: Path) -> None:
+    job, sweep = tmp_path / "job.py", tmp_path / "sweep.py"
+    job.write_text(SAVING_JOB)
+    sweep.write_text(
+        "import sys\nfrom mmreason.config.command_line import run_job\n"
+        f"print(run_job([sys.executable, {str(job)!r}]), flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(sweep)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    assert process.communicate(timeout=60)[0].strip() == f"({40 + number}, True)"
+
+
+def test_no_job_starts_after_a_stopped_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command_line, "run_job", lambda _: (0, True))
+    assert run("train", "-m", "seed=0,1") == 130
+    text = capsys.readouterr().out
+    assert "sweep stopped: 1 of 2 jobs succeeded" in text
+    assert "not started" in text
 
 
 # --- data, rewards, report
@@ -283,6 +328,47 @@ def test_data_preview_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"{out}\n"
     with Image.open(out) as picture:
         assert picture.width > 100
+
+
+def test_the_example_in_data_preview_help_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "preview", "--help") == 0
+    example = capsys.readouterr().out.split("example: mmreason ")[1].replace("\n", " ")
+    words = ["3" if word == "20" else word for word in shlex.split(example)]
+    assert run(*words, "--out", str(tmp_path / "sheet.png")) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--seed", "-1"], "≥ 0"), (["name=scene_qa"], "the task is the first word"), (["--count", "x"], "≥ 1")],
+)
+def test_data_preview_refuses_in_words(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("data", "preview", "grounding", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_preview_refuses_a_row_without_a_picture_in_memory() -> None:
+    from mmreason.data.preview import _cell
+    from mmreason.errors import ConfigError
+    from mmreason.records import Row
+
+    messages = ({"role": "user", "content": "Where?"},)
+    for images, said in (((), "no picture"), (("a.png",), "'a.png'")):
+        with pytest.raises(ConfigError, match=said):
+            _cell(Row("r/1", messages, images, {"answer": "here"}, "plugin", {}))
+
+
+def test_data_check_takes_the_limit_that_it_advises_to_raise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    row = {"messages": [{"role": "user", "content": "Where?"}], "images": ["a.png"], "target": {"answer": "here"}}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n")
+    assert run("data", "check", str(rows), "data.max_image_pixels=3000") == 1
+    assert "data.max_image_pixels" in " ".join(capsys.readouterr().out.split())
+    assert run("data", "check", str(rows), "data.max_image_pixels=4000") == 0
+    assert run("data", "check", str(rows), "data.max_pixels=4000") == 2
+    assert "data.max_image_pixels" in capsys.readouterr().err
 
 
 def test_data_check_says_which_line_is_bad(

@@ -49,7 +49,7 @@ def refused(*words: str, command: str = "train", **settings: object) -> str:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
-    command = "sft" if choice == "tiny_vlm" else "train"
+    command = "sft" if choice.startswith("tiny_vlm") else "train"
     words = [f"{group}={choice}"] + (["model.name=a/b"] if choice == "custom" else [])
     words += ["reward=null", "reward.iou.weight=1"] if group == "reward" and choice == "null" else []
     composed = compose(command, words)
@@ -90,6 +90,41 @@ def test_command_line_wins_over_recipe_and_smoke_over_both_groups() -> None:
     assert composed.config.trainer.steps == 2
     assert composed.config.trainer.warmup_steps == 0
     assert compose("train", ["debug=smoke", "trainer.steps=3"]).config.trainer.steps == 3
+
+
+def test_smoke_shrinks_supervised_training_too() -> None:
+    phased = compose("sft", ["recipe=tiny_vlm", "debug=smoke"]).config
+    assert (phased.total_steps, phased.sft.batch_size, len(phased.sft.phases)) == (2, 2, 1)
+    assert compose("sft", ["debug=smoke"]).config.total_steps == 2
+    rows = compose("sft", ["data=rows.jsonl", "debug=smoke"]).config
+    assert (rows.total_steps, rows.sft.phases) == (2, ())
+    # Phases count for `sft` only.
+    assert compose("train", ["debug=smoke", "trainer.steps=50"]).config.total_steps == 50
+
+
+def test_sft_refuses_what_it_would_ignore_and_wrong_mixtures() -> None:
+    assert "both given" in refused("recipe=tiny_vlm", "data=rows.jsonl", command="sft")
+    assert (
+        compose(
+            "sft", ["recipe=tiny_vlm", "data=rows.jsonl", "sft.phases=[]", "trainer.warmup_steps=0"]
+        ).config.sft.phases
+        == ()
+    )
+    assert "trainer.steps: the steps of sft.phases count" in refused(
+        "recipe=tiny_vlm", "trainer.steps=9", command="sft"
+    )
+    wrong = "sft.phases=[{steps: 2, mixture: {grounding/direkt: 1}}]"
+    assert "direkt" in refused(wrong, command="sft")
+
+
+def test_wrong_mixtures_are_refused_without_torch() -> None:
+    code = (
+        "import sys\nfrom mmreason.cli import main\n"
+        "code = main(['sft', 'sft.phases=[{steps: 2, mixture: {grounding/direkt: 1}}]'])\n"
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "2 False"
 
 
 def test_rewards_are_added_weighted_and_dropped_without_a_plus() -> None:

@@ -71,7 +71,12 @@ def test_hub_is_read_from_the_environment_only(tmp_path: Path) -> None:
 def test_embedded_model_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiny, "TINY_VLM_DIR", tmp_path)
     first = next(doctor.check_models())
-    assert (first.verdict, "mmreason sft recipe=tiny_vlm" in first.advice) == ("missing", True)
+    assert (first.verdict, "make tiny-vlm" in first.advice) == ("missing", True)
+    monkeypatch.setattr(doctor, "examine", lambda: [first])
+    page = io.StringIO()
+    assert doctor.run_doctor(Console(file=page, width=120)) == 0
+    assert "mmreason train" not in page.getvalue()
+    assert "make tiny-vlm" in page.getvalue().splitlines()[-1]
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"0" * 2_000_000)
     first = next(doctor.check_models())
@@ -101,6 +106,14 @@ def test_built_in_plugins_load() -> None:
     assert [check.verdict for check in checks] == ["ok", "ok"]
     assert "iou" in checks[0].found
     assert "grounding" in checks[1].found
+
+
+@pytest.mark.parametrize(("python", "verdict"), [("3.10.14", "bad"), ("3.11.0", "ok"), ("3.14.0rc2", "ok")])
+def test_python_is_held_against_the_declared_range(python: str, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: python)
+    check = next(doctor.check_machine())
+    assert (check.name, check.verdict) == ("Python", verdict)
+    assert (">=3.11" in check.advice) == (verdict == "bad")
 
 
 def test_machine_has_memory_and_cores() -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmreason import cli
 from mmreason.config.schema import ModelConfig, RewardConfig, TaskConfig
 from mmreason.data.base import build_task
 from mmreason.evaluate import EvalResult, evaluate
 from mmreason.policy.policy import Policy
+from mmreason.run_records import RunFolder
 
 
 def test_a_paired_difference_counts_only_rows_that_both_scored() -> None:
@@ -52,3 +54,36 @@ def test_the_eval_command_compares_two_models(
     summary = json.loads((tmp_path / "compare" / "summary.json").read_text())
     assert summary["difference"]["exact"]["mean"] == 0
     assert summary["before"] == summary["after"]
+
+
+def test_eval_does_not_overwrite_a_training_run(
+    random_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = RunFolder(tmp_path / "trained")
+    trained.write_config({"command": "train"})
+    trained.write_summary({"command": "train"})
+    assert cli.main(["eval", f"model={random_model('qwen2_5_vl')}", f"out={tmp_path}", "name=trained"]) != 0
+    assert "mmreason train" in capsys.readouterr().err
+    assert trained.read_summary() == {"command": "train"}
+
+
+def test_eval_leaves_out_a_picture_that_breaks_in_the_middle(
+    random_model: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = []
+    for k in range(4):
+        pixels = np.random.default_rng(k).integers(0, 255, (90, 110, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+        message = {"role": "user", "content": content}
+        lines.append({"id": f"p{k}", "messages": [message], "images": [f"{k}.png"], "target": {"answer": "a"}})
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    broken = tmp_path / "2.png"
+    broken.write_bytes(broken.read_bytes()[:-2000])
+    words = [f"model={random_model('qwen2_5_vl')}", f"data.path={tmp_path / 'data.jsonl'}", "data.on_bad_row=skip"]
+    words += ["data.eval_share=0.99", f"out={tmp_path}", "name=eval", "reward=scene_qa", "rollout.max_new_tokens=4"]
+    assert cli.main(["eval", *words]) == 0
+    assert "1 of 4 rows skipped" in capsys.readouterr().out
+    summary = RunFolder(tmp_path / "eval").read_summary()
+    assert summary is not None
+    assert sum(summary["rows_skipped"].values()) == 1

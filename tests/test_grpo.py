@@ -27,7 +27,8 @@ from mmreason.train.run import BEFORE_FILE, run_train
 
 METRICS = {
     "step", "loss", "grad_norm", "learning_rate", "reward", "rewards/vowels", "rewards/format", "reward_std",
-    "zero_variance_groups", "completion_length", "truncated", "parse_failures", "entropy", "step_seconds",
+    "zero_variance_groups", "completion_length", "truncated", "parse_failures", "reward_failures", "entropy",
+    "step_seconds",
     "seconds/preprocess", "seconds/generate", "seconds/reward", "seconds/update",
 }  # fmt: skip
 
@@ -51,6 +52,28 @@ def test_metrics_have_the_promised_names(make_config: Callable[..., Any], make_t
         assert stages == pytest.approx(line["step_seconds"])
         assert line["truncated"] > 0
         assert line["parse_failures"] == 1.0
+
+
+def test_parts_of_a_reward_are_logged(
+    make_config: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    body = (
+        "def parted(completion: str):\n"
+        '    """Two parts, of which one is for completions of an even length only."""\n'
+        "    from mmreason.scoring import RewardResult\n"
+        "    parts = {'length': len(completion)} | ({'even': 1.0} if len(completion) % 2 == 0 else {})\n"
+        "    return RewardResult(0.5, parts)\n"
+    )
+    file = reward_file(tmp_path / "parted.py", body)
+    config = make_config(reward={"files": (file,), "parted": {"weight": 1.0}, "vowels": None})
+    trainer = make_trainer(config)
+    trainer.fit()
+    lines = list(read_metrics(trainer.folder.metrics))
+    records = list(read_rollouts(trainer.folder.rollouts))
+    for line in lines:
+        lengths = [len(record["completion"]) for record in records if record["step"] == line["step"]]
+        assert line["rewards/parted/length"] == pytest.approx(np.mean(lengths))
+    assert any(line.get("rewards/parted/even") == 1.0 for line in lines)
 
 
 def test_kl_and_reference_time_are_logged_with_a_reference(
@@ -480,6 +503,25 @@ def photographs(tmp_path: Path) -> Path:
         )
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "data.jsonl"
+
+
+def test_skipped_rows_are_shown_at_the_end_and_the_file_is_read_once(
+    photographs: Path, make_config: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    from mmreason.data import readers
+
+    reads: list[str] = []
+    scan = readers.scan
+    monkeypatch.setattr(readers, "scan", lambda config, check: (reads.append("read"), scan(config, check))[1])
+    (photographs.parent / "3.png").unlink()
+    data = {"path": str(photographs), "eval_share": 0.3, "on_bad_row": "skip"}
+    config = make_config(data=data, trainer={"steps": 1, "eval_rows": 2})
+    summary = run_train(config, config.model_dump(mode="json"))
+    assert sum(summary["rows_skipped"].values()) == 1
+    assert "1 of 8 rows skipped" in capsys.readouterr().out.partition("peak memory")[2]
+    assert reads == ["read"]
+    page = (Path(summary["run_dir"]) / "report.html").read_text(encoding="utf-8")
+    assert '"uri":"data:image/' in page  # the picture lies beside the data file
 
 
 def test_own_data_with_a_picture_that_breaks_late(photographs: Path, make_config: Callable[..., Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mmreason.boxes import Frame
 from mmreason.config.schema import LoraConfig, ModelConfig, TaskConfig
@@ -269,8 +270,37 @@ def test_a_missing_folder_and_a_forced_flash_are_explained(tmp_path: Path) -> No
     with pytest.raises(ModelError, match="does not exist"):
         Policy.load(ModelConfig(name=str(tmp_path / "nowhere")))
     with pytest.raises(ModelError, match="attention=auto"):
-        resolve_attention("flash_attention_2", torch.device("cpu"))
-    assert resolve_attention("auto", torch.device("cpu")) == "sdpa"
+        resolve_attention("flash_attention_2", torch.device("cpu"), torch.bfloat16)
+    assert resolve_attention("auto", torch.device("cpu"), torch.bfloat16) == "sdpa"
+
+
+def test_flash_attention_is_chosen_for_16_bit_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "flash_attn" else None)
+    gpu = torch.device("cuda")
+    assert resolve_attention("auto", gpu, torch.bfloat16) == "flash_attention_2"
+    assert resolve_attention("auto", gpu, torch.float32) == "sdpa"
+    with pytest.raises(ModelError, match=r"16-bit weights.*model\.dtype=bfloat16"):
+        resolve_attention("flash_attention_2", gpu, torch.float32)
+
+
+@pytest.mark.parametrize("model_type", FAMILY_NAMES)
+def test_a_model_with_missing_or_damaged_weights_is_refused(model_type: str, tmp_path: Path) -> None:
+    policy = tiny_policy(model_type)
+    policy.save(tmp_path)
+    config = policy.config.model_copy(update={"name": str(tmp_path)})
+    Policy.load(config)  # whole; a tied head is not missing
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    gone = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({name: tensor for name, tensor in weights.items() if name != gone}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"incomplete: 1 weights are not in its files .*q_proj\.weight"):
+        Policy.load(config)
+    save_file({**weights, gone: weights[gone][:-1].contiguous()}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        Policy.load(config)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="damaged"):
+        Policy.load(config)
 
 
 def test_a_processor_with_another_grid_is_refused() -> None:

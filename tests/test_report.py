@@ -295,7 +295,7 @@ def test_pictures_outside_the_allowed_folders_are_not_taken_in(tmp_path: Path) -
     assert all(found[path].missing for path in paths[2:])
 
 
-def test_the_image_root_of_the_run_is_found_in_its_config(tmp_path: Path) -> None:
+def test_only_the_given_image_root_is_trusted_and_not_the_one_of_the_config(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (200, 100), "red").save(photos / "a.png")
@@ -303,11 +303,14 @@ def test_the_image_root_of_the_run_is_found_in_its_config(tmp_path: Path) -> Non
     path = os.path.relpath(photos / "a.png", folder.path)
     line = record(images=[{"path": path, "original_size": [200, 100], "model_size": [224, 112]}])
     folder.rollouts.write_text(json.dumps(line) + "\n")
-    assert data_of(build_report(folder.path))["pictures"][path]["missing"]
-    folder.write_config({"data": {"path": str(photos / "rows.jsonl"), "image_root": None}})
-    assert data_of(build_report(folder.path))["pictures"][path]["uri"]
-    folder.write_config({"data": {"path": "x.jsonl", "image_root": str(photos)}})
-    assert data_of(build_report(folder.path))["pictures"][path]["uri"]
+    for data in ({"path": str(photos / "rows.jsonl")}, {"path": "x.jsonl", "image_root": "/"}):
+        folder.write_config({"data": data})
+        page = build_report(folder.path)
+        assert data_of(page)["pictures"][path]["missing"]
+        assert "--image-root DIR" in page.read_text(encoding="utf-8")
+    page = build_report(folder.path, image_root=photos)
+    assert data_of(page)["pictures"][path]["uri"]
+    assert "--image-root" not in page.read_text(encoding="utf-8")
     assert data_of(build_report(folder.path, image_root=tmp_path / "run"))["pictures"][path]["missing"]
 
 

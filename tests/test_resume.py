@@ -22,6 +22,7 @@ from mmreason.train.callbacks import Interrupted
 from mmreason.train.checkpoints import (
     MANIFEST,
     check_same_run,
+    drop_later,
     find_checkpoint,
     newest_complete,
     problem_with,
@@ -29,7 +30,7 @@ from mmreason.train.checkpoints import (
     read_manifest,
     weights_digest,
 )
-from mmreason.train.run import run_train
+from mmreason.train.run import BEFORE_FILE, open_run, run_train
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -225,6 +226,29 @@ def test_old_checkpoints_are_removed(make_config: Callable[..., Any], make_train
     assert not (trainer.folder.path / ".saving").exists()
 
 
+def test_checkpoints_of_a_dropped_future_are_removed(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    """A damaged newest checkpoint counts as the newest in `prune`, and would push out the fresh ones."""
+    options: dict[str, Any] = {"steps": 4, "save_every_steps": 1}
+    first = make_config(trainer=options)
+    run_train(first, first.model_dump(mode="json"))
+    folder = RunFolder(tmp_path / "runs" / "run")
+    keep_only(folder.path, 2)
+    for step in (9, 20):
+        shutil.copytree(folder.path / "checkpoint-2", folder.path / f"checkpoint-{step}")
+        truncate(folder.path / f"checkpoint-{step}" / "optimizer.pt")
+    again = make_config(resume="auto", trainer=options | {"keep_checkpoints": 1})
+    run_train(again, again.model_dump(mode="json"))
+    assert [checkpoint.name for checkpoint in folder.checkpoints()] == ["checkpoint-4"]
+    assert problem_with(folder.path / "checkpoint-4") is None
+
+
+def test_only_later_checkpoints_are_dropped(tmp_path: Path) -> None:
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    drop_later(RunFolder(tmp_path), 10)
+    assert [checkpoint.name for checkpoint in RunFolder(tmp_path).checkpoints()] == ["checkpoint-9", "checkpoint-10"]
+
+
 # ---------------------------------------------------------------------- which runs may be continued
 
 
@@ -259,6 +283,41 @@ def test_run_folder_of_another_run_is_not_overwritten(make_config: Callable[...,
     run_train(config, config.model_dump(mode="json"))
     with pytest.raises(ConfigError, match="resume=auto"):
         run_train(config, config.model_dump(mode="json"))
+
+
+def test_checkpoint_of_one_run_does_not_overwrite_another(finished: RunFolder, make_config: Callable[..., Any]) -> None:
+    checkpoint = finished.path / "checkpoint-2"
+    config = make_config(name="other", resume=str(checkpoint), trainer={"steps": 3, "save_every_steps": 1})
+    identity = read_manifest(checkpoint)["config"]
+    other = RunFolder(Path(config.out) / config.name)
+    assert open_run(config, other, identity) == checkpoint
+    other.append_metrics({"step": 3})
+    with pytest.raises(ConfigError, match="not empty"):
+        open_run(config, other, identity)
+    assert open_run(config, finished, identity) == checkpoint
+
+
+def test_folder_of_another_command_is_not_continued(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    config = make_config(resume="auto")
+    folder = RunFolder(tmp_path / "runs" / "run")
+    folder.write_config({"command": "eval"})
+    with pytest.raises(ConfigError, match="mmreason eval"):
+        open_run(config, folder, {})
+
+
+def test_scores_before_of_a_run_without_checkpoint_are_measured_again(
+    make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "runs" / "run").create()
+    (folder.path / BEFORE_FILE).write_text("{}")
+    assert open_run(make_config(resume="auto"), folder, {}) is None
+    assert not (folder.path / BEFORE_FILE).exists()
+
+
+def test_several_gpus_need_a_launcher(make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="accelerate launch --num_processes 2 -m mmreason"):
+        run_train(make_config(), {})
 
 
 def test_more_steps_after_the_end(make_config: Callable[..., Any], tmp_path: Path) -> None:

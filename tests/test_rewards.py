@@ -104,10 +104,17 @@ def test_iou_without_target_boxes_does_not_apply() -> None:
     assert score("iou", answered(BOX_RELATIVE), {"answer": "red"}, geometry=()) is None
 
 
-@pytest.mark.parametrize("geometry", [(), (GEOMETRY, GEOMETRY)])
-def test_iou_refuses_rows_without_exactly_one_image(geometry: tuple[ImageGeometry, ...]) -> None:
-    with pytest.raises(RewardFailure, match=f"has {len(geometry)} images"):
-        score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=geometry)
+def test_iou_refuses_rows_without_image() -> None:
+    with pytest.raises(RewardFailure, match="no image"):
+        score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=())
+
+
+def test_iou_reads_boxes_of_the_first_of_several_images() -> None:
+    other = ImageGeometry(original_size=(999, 50), model_size=(980, 56), patch_size=14, merge_size=2)
+    alone = score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=(GEOMETRY,))
+    assert alone == 1.0
+    assert score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=(GEOMETRY, other)) == alone
+    assert score("iou", answered(BOX_RELATIVE), {"boxes": [BOX]}, geometry=(other, GEOMETRY)) != alone
 
 
 @pytest.mark.parametrize("boxes", [[[1, 2, 3]], [["a", "b", "c", "d"]], [[0, 0, math.nan, 1]], "[1, 2, 3, 4]", [None]])

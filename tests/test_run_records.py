@@ -82,6 +82,17 @@ def test_a_picture_given_by_path_is_referred_to_from_the_run_folder(tmp_path: Pa
     assert not folder.images.exists()
 
 
+def test_a_picture_is_found_from_a_run_folder_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "deep" / "runs").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "deep" / "runs")
+    source = tmp_path / "cat.png"
+    Image.new("RGB", (8, 8)).save(source)
+    folder = RunFolder(tmp_path / "runs" / "a")
+    RolloutWriter(folder).write(1, [make_rollout(str(source))], {}, [0.0], [0.0])
+    path = next(read_rollouts(folder.rollouts))["images"][0]["path"]
+    assert (folder.path / path).is_file()
+
+
 def test_one_value_per_rollout_is_required(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with pytest.raises(ValueError, match="iou"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,23 @@ import pytest
 import torch
 
 from mmreason.config.compose import plain_dict
-from mmreason.config.schema import ModelConfig, RunConfig, SftPhase
-from mmreason.errors import ConfigError
+from mmreason.config.schema import ModelConfig, RunConfig, SftPhase, TaskConfig
+from mmreason.data.base import TASKS, build_task
+from mmreason.data.mixtures import MixtureKey, check_mixture_keys, parse_mixture_key
+from mmreason.data.readers import read_rows, split_rows
+from mmreason.errors import ConfigError, DataError, ResumeError
 from mmreason.policy.policy import Policy
 from mmreason.policy.tiny import build_model, build_processor
-from mmreason.train.sft import IGNORE, Collator, MixtureDataset, parse_source, run_sft
+from mmreason.records import Row
+from mmreason.train.sft import (
+    IGNORE,
+    Collator,
+    MixtureDataset,
+    RowsDataset,
+    parse_source,
+    run_sft,
+    sft_arguments,
+)
 
 
 @pytest.fixture(scope="module")
@@ -128,20 +142,126 @@ def test_a_run_leaves_a_model_that_loads_and_resumes_bitwise(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="not empty"):
         run_sft(whole, plain_dict(whole))
 
+    # A checkpoint is known by its manifest, whatever its folder is called.
+    copied = tmp_path / "kept"
+    (tmp_path / "whole" / "checkpoint-2").rename(copied)
+    for changes, message in [
+        ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+        ({"sft": {"batch_size": 4, "phases": whole.sft.model_dump()["phases"]}}, r"sft\.batch_size differs"),
+        (
+            {"sft": {"batch_size": 2, "phases": [{"steps": 4, "mixture": {"grounding/list": 1}}]}},
+            r"sft\.phases differs",
+        ),
+    ]:
+        other = _config(tmp_path, "other", resume=str(copied), **changes)
+        with pytest.raises(ResumeError, match=message):
+            run_sft(other, plain_dict(other))
+        assert not (tmp_path / "other").exists(), "a refused run writes nothing"
+    more = _config(tmp_path, "more", resume=str(copied), trainer={**whole.trainer.model_dump(), "steps": 7})
+    run_sft(more, plain_dict(more))
+    assert all(torch.equal(first[name], tensor) for name, tensor in _weights(tmp_path / "more").items())
 
-def test_own_rows_are_learned_from(tmp_path: Path) -> None:
-    from mmreason.config.schema import TaskConfig
-    from mmreason.data.base import build_task
 
+def test_continuing_an_older_checkpoint_drops_the_later_ones(tmp_path: Path) -> None:
+    config = _config(tmp_path, "run")
+    run_sft(config, plain_dict(config))
+    damaged = tmp_path / "run" / "checkpoint-9"
+    damaged.mkdir()
+    older = config.model_copy(update={"resume": str(tmp_path / "run" / "checkpoint-2")})
+    run_sft(older, plain_dict(older))
+    assert not damaged.exists()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    """Six rows with boxes; the picture of the last one is cut off in the middle."""
     task = build_task(TaskConfig(name="grounding"), 0)
     lines = []
-    for index in range(4):
+    for index in range(6):
         row = task.row(index)
         row.images[0].save(tmp_path / f"{index}.png")  # type: ignore[union-attr]
         lines.append({"question": "<image>Find it.", "image": f"{index}.png", "target": dict(row.target)})
+    picture = tmp_path / "5.png"
+    picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    config = _config(tmp_path, "own", data={"path": str(tmp_path / "rows.jsonl")}, sft={"batch_size": 2})
-    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"steps": 2})})
+    return tmp_path / "rows.jsonl"
+
+
+def test_own_rows_are_learned_from(
+    tmp_path: Path, data_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learned: list[str] = []
+
+    class Watched(RowsDataset):
+        def __init__(self, policy: Policy, rows: Any, *rest: Any) -> None:
+            learned.extend(row.id for row in rows)
+            super().__init__(policy, rows, *rest)
+
+    monkeypatch.setattr("mmreason.train.sft.RowsDataset", Watched)
+    data = {"path": str(data_file), "on_bad_row": "skip", "eval_share": 0.4}
+    trainer = {"steps": 2, "num_threads": 1, "save_every_steps": 0}
+    config = _config(tmp_path, "own", data=data, sft={"batch_size": 2}, trainer=trainer)
     summary = run_sft(config, plain_dict(config))
     assert summary["steps"] == 2
     assert (tmp_path / "own" / "final" / "model.safetensors").is_file()
+    good = read_rows(config.data).rows[:5]
+    train, held_out = split_rows(good, 0.4, config.seed)
+    assert held_out
+    assert learned == [row.id for row in train], "held-out rows must not be learned"
+    assert summary["rows_skipped"] == {"image: damaged image": 1}
+    assert "rows.jsonl:6: image" in capsys.readouterr().out.partition("saved")[0]
+    assert (tmp_path / "own" / "checkpoint-2").is_dir(), "save_every_steps=0 saves at the end"
+    Policy.load(ModelConfig(name=str(tmp_path / "own" / "checkpoint-2"), max_pixels=50176))
+
+
+def test_a_row_with_nothing_to_learn_is_named(policy: Policy) -> None:
+    messages = ({"role": "user", "content": "How many?"},)
+    good = Row(id="good", messages=messages, images=(), target={"answer": "7"})
+    bad = Row(id="bad-3", messages=messages, images=(), target={})
+    assert RowsDataset(policy, [good], None, 1, 0)[0].completion == "<think></think><answer>7</answer>"
+    with pytest.raises(DataError, match=r"row bad-3 has nothing to learn"):
+        RowsDataset(policy, [good, bad], None, 2, 0)
+    bad = Row(id="bad-4", messages=messages, images=(), target={}, columns={"completion": ["7"]})
+    with pytest.raises(DataError, match=r"row bad-4: `completion` must be a text"):
+        RowsDataset(policy, [bad], None, 1, 0)
+
+
+def test_mixture_keys_are_checked_without_torch() -> None:
+    phases = [SftPhase(steps=1, mixture={"grounding/direkt": 1.0, "grounding/direct/9": 1.0, "nonsense/direct": 1.0})]
+    with pytest.raises(ConfigError) as caught:
+        check_mixture_keys(phases)
+    message = str(caught.value)
+    assert "Did you mean 'direct'" in message
+    assert "'grounding/direct/9': task.difficulty=9" in message
+    assert "unknown task 'nonsense'" in message
+    check_mixture_keys(PHASES)
+    code = "import sys, mmreason.data.mixtures as m; m.parse_mixture_key('grounding/list/0'); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_plug_ins_task_may_hold_a_slash(monkeypatch: pytest.MonkeyPatch) -> None:
+    TASKS.names()  # loads the built-ins
+    monkeypatch.setitem(TASKS._items, "my-pkg/shapes", TASKS.get("grounding"))
+    assert parse_mixture_key("my-pkg/shapes/look") == MixtureKey("my-pkg/shapes", "look")
+    assert parse_mixture_key("my-pkg/shapes/look/2") == MixtureKey("my-pkg/shapes", "look", 2)
+
+
+def test_sixteen_bit_training_on_a_gpu_follows_the_models_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("mmreason.train.sft.TrainingArguments", lambda **kwargs: asked.append(kwargs["bf16"]))
+    for gpu, dtype in [(True, "auto"), (True, "bfloat16"), (True, "float32"), (False, "auto")]:
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        sft_arguments(_config(tmp_path, "x", model={"name": "tiny", "dtype": dtype}), tmp_path, 20)
+    assert asked == [True, True, False, False]
+
+
+def test_several_gpus_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    config = _config(tmp_path, "many")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        run_sft(config, plain_dict(config))
+    assert not (tmp_path / "many").exists()

@@ -15,9 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 from mmreason.boxes import Boxes, Frame
 from mmreason.errors import BoxError
 
-#: True boxes are solid green, predicted ones dashed orange: told apart by line style as well as by colour.
+#: True boxes are solid green; predicted ones are drawn with `dashed`, told apart by line style as well.
 TRUE_COLOR = "#0f9d4a"
-PREDICTED_COLOR = "#e8590c"
 #: Characters of a label that are drawn.
 MAX_LABEL_CHARS = 48
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmreason.errors import ConfigError
+
+#: Exit code of a sweep that Ctrl-C or SIGTERM stopped while its job ended well.
+INTERRUPTED = 130
 
 if TYPE_CHECKING:
     from mmreason.config.compose import Composed, SweepJob
@@ -161,18 +165,52 @@ def start(verb: str, composed: Composed) -> int:
 
 
 def run_sweep(verb: str, jobs: Sequence[SweepJob], where: Sequence[str] = ()) -> int:
-    """Run the jobs one after the other, each in its own process; returns the first exit code other than 0."""
+    """Run the jobs one after the other, each in its own process; returns the first exit code other than 0.
+
+    Ctrl-C and SIGTERM reach the running job, which saves and ends in its own time; no further job starts.
+    """
     codes: list[int] = []
+    stopped = False
     for number, job in enumerate(jobs, start=1):
         changes = " ".join(job.varied) or "(nothing varies)"
         print(f"[job {number} of {len(jobs)}] {changes} -> {job.composed.run_dir}", flush=True)
         command = [sys.executable, "-m", "mmreason", verb, *where, *job.overrides]
-        codes.append(subprocess.run(command, check=False).returncode)  # noqa: S603 - this program, no shell
-    print(f"\nsweep finished: {codes.count(0)} of {len(jobs)} jobs succeeded")
-    for job, code in zip(jobs, codes, strict=True):
-        outcome = "ok" if code == 0 else f"exit code {code}"
+        code, stopped = run_job(command)
+        codes.append(code)
+        if stopped:
+            break
+    print(f"\nsweep {'stopped' if stopped else 'finished'}: {codes.count(0)} of {len(jobs)} jobs succeeded")
+    for number, job in enumerate(jobs):
+        code_here = codes[number] if number < len(codes) else None
+        outcome = "not started" if code_here is None else "ok" if code_here == 0 else f"exit code {code_here}"
         print(f"  {outcome:<14} {job.composed.run_dir}  {' '.join(job.varied)}")
-    return next((code for code in codes if code != 0), 0)
+    return next((code for code in codes if code != 0), INTERRUPTED if stopped else 0)
+
+
+def run_job(command: Sequence[str]) -> tuple[int, bool]:
+    """Run one process to its end; returns its exit code and whether Ctrl-C or SIGTERM came meanwhile.
+
+    A terminal sends Ctrl-C to the job as well, so the job is only waited for; SIGTERM goes to this process
+    alone and is passed on.
+    """
+    stopped = False
+    process = subprocess.Popen(command)  # noqa: S603 - this program, no shell
+
+    def pass_on(number: int, _frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        while True:
+            try:
+                return process.wait(), stopped
+            except KeyboardInterrupt:
+                stopped = True
+                print("\nwaiting for the running job to save and end; no further job starts", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def verb_help(verb: str) -> str:

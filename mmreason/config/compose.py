@@ -117,6 +117,7 @@ def compose(
     config = _validated(raw, problems)
     if config is not None and not problems:
         problems += _disagreements(config)
+        problems += _ignored_words(config, words)
         problems += _missing_files(config) if check_files else []
     if problems or config is None:
         raise _refusal(command, problems)
@@ -238,6 +239,7 @@ def _hydra(folders: Sequence[Path], config_name: str | None) -> Iterator[Any]:
     """
     ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+    OmegaConf.register_new_resolver("without_data_file", _without_data_file, replace=True)
     main = next((folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None)
     if main is None:
         context = initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3")
@@ -335,21 +337,35 @@ def _run_name(*, _root_: DictConfig) -> str:
     """Resolver `${run_name:}`: `<recipe>-<model>-<task or data file>-seed<seed>`, equal on every process."""
     choices = OmegaConf.select(_root_, "hydra.runtime.choices", default={})
     command = str(OmegaConf.select(_root_, "command"))
-    model = Path(str(OmegaConf.select(_root_, "model.name") or "model"))
-    if model.name == "final" or model.name.startswith("checkpoint-"):
-        model = Path(f"{model.parent.name}-{model.name}") if model.name != "final" else model.parent
+    model = _model_label(str(OmegaConf.select(_root_, "model.name") or "model"))
+    compare, temperature = OmegaConf.select(_root_, "eval.compare"), OmegaConf.select(_root_, "eval.temperature")
     data = OmegaConf.select(_root_, "data.path")
     rows = Path(str(data)).stem if data else str(OmegaConf.select(_root_, "task.name"))
     debug = choices.get("debug")
     parts = [
         "" if command == "train" else command,
         choices.get("recipe") or "",
-        model.name,
+        model,
+        f"vs-{_model_label(compare)}" if command == "eval" and compare else "",
+        f"T{temperature}" if command == "eval" and temperature else "",
         rows,
         f"seed{OmegaConf.select(_root_, 'seed')}",
         "" if debug in (None, "off") else str(debug),
     ]
     return _fit("-".join(_slug(part) for part in parts if part))
+
+
+def _model_label(name: str) -> str:
+    """The last telling part of a model's name: the run of a `final/`, the run and step of a checkpoint."""
+    path = Path(name)
+    if path.name == "final":
+        return path.parent.name
+    return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
+
+
+def _without_data_file(phases: Any, *, _root_: DictConfig) -> Any:
+    """Resolver `${without_data_file:PHASES}`: the supervised phases, or none where `data.path` gives the rows."""
+    return [] if OmegaConf.select(_root_, "data.path") else phases
 
 
 def _slug(text: str) -> str:
@@ -372,6 +388,8 @@ def _validated(raw: dict[str, Any], problems: list[str]) -> RunConfig | None:
         problems += [explain.problem(item) for item in error.errors(include_url=False)]
     problems += _reward_problems(raw.get("reward"))
     problems += _task_problems(raw.get("task"))
+    if config is not None and config.command == "sft":
+        problems += _mixture_problems(config)
     return config
 
 
@@ -410,6 +428,16 @@ def _task_problems(raw: Any) -> list[str]:
     return []
 
 
+def _mixture_problems(config: RunConfig) -> list[str]:
+    from mmreason.data.mixtures import check_mixture_keys
+
+    try:
+        check_mixture_keys(config.sft.phases)
+    except MMReasonError as error:
+        return str(error).splitlines()
+    return []
+
+
 def _disagreements(config: RunConfig) -> list[str]:
     """What the chosen command cannot do with this configuration."""
     problems = []
@@ -420,7 +448,20 @@ def _disagreements(config: RunConfig) -> list[str]:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
         )
+    if config.command == "sft" and config.sft.phases and config.data.path is not None:
+        problems.append(
+            "sft.phases and data.path are both given: supervised training learns from generated tasks or from a "
+            "file; leave the recipe with the phases out (or add sft.phases=[]), or leave data out"
+        )
     return problems
+
+
+def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
+    """What was typed and would change nothing."""
+    typed = {word.partition("=")[0].lstrip("+") for word in words}
+    if config.command == "sft" and config.sft.phases and "trainer.steps" in typed:
+        return ["trainer.steps: the steps of sft.phases count here; change those, or leave trainer.steps out"]
+    return []
 
 
 def _missing_files(config: RunConfig) -> list[str]:

@@ -155,7 +155,9 @@ class TrainerConfig(Section):
     micro_batch_size: PositiveInt | None = Field(
         None, description="completions per forward/backward on one process; null = the whole step at once"
     )
-    save_every_steps: NonNegativeInt = Field(0, description="checkpoint interval; 0 = only at the end")
+    save_every_steps: NonNegativeInt = Field(
+        0, description="checkpoint interval; 0 = only at the end (sft: only final/)"
+    )
     keep_checkpoints: PositiveInt = Field(2, description="older checkpoints are removed")
     eval_every_steps: NonNegativeInt = Field(0, description="held-out evaluation interval; 0 = before and after only")
     eval_rows: NonNegativeInt = Field(256, description="held-out rows, greedy; 0 = no evaluation")
@@ -178,7 +180,7 @@ class SftConfig(Section):
     """Supervised cold start."""
 
     phases: tuple[SftPhase, ...] = Field(
-        (), description="for generated tasks; empty = `data.path` rows for trainer.steps"
+        (), description="for generated tasks; their steps count, not trainer.steps. Empty = rows of data.path"
     )
     batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
     final_dtype: Literal["float32", "float16", "bfloat16"] = Field(
@@ -220,9 +222,10 @@ class RunConfig(Section):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the run: those of the supervised phases where there are any, else `trainer.steps`."""
-        phased = sum(phase.steps for phase in self.sft.phases) if self.data.path is None else 0
-        return phased or self.trainer.steps
+        """Optimizer steps of the run: those of the phases where `mmreason sft` has any, else `trainer.steps`."""
+        if self.command == "sft" and self.sft.phases:
+            return sum(phase.steps for phase in self.sft.phases)
+        return self.trainer.steps
 
     @property
     def rows_per_step(self) -> int:
@@ -243,7 +246,7 @@ class RunConfig(Section):
                 f"trainer.save_every_steps={every} must be a multiple of objective.num_iterations="
                 f"{self.objective.num_iterations}: a checkpoint inside a generation cycle cannot be resumed exactly"
             )
-        if self.trainer.warmup_steps > self.total_steps:
+        if self.command != "eval" and self.trainer.warmup_steps > self.total_steps:
             raise ValueError(
                 f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds the run's {self.total_steps} steps"
             )

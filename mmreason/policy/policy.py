@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
@@ -80,7 +81,8 @@ class Policy:
             seed: seed of the weights of `random:<family>`; otherwise unused.
 
         Raises:
-            ModelError: the name cannot be found or reached, or is not a known family; says what to do.
+            ModelError: the name cannot be found or reached, is not a known family, or its weights are damaged or
+                incomplete; says what to do.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if config.name.startswith(RANDOM_PREFIX):
@@ -92,21 +94,31 @@ class Policy:
         dtype = resolve_dtype(config, device)
         try:
             processor = AutoProcessor.from_pretrained(source, revision=config.revision, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(
+            model, loading = AutoModelForImageTextToText.from_pretrained(
                 source,
                 revision=config.revision,
                 dtype=dtype,
-                attn_implementation=resolve_attention(config.attention, device),
+                attn_implementation=resolve_attention(config.attention, device, dtype),
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(_loading_failed(config, error)) from error
+        except (SafetensorError, RuntimeError) as error:
+            raise ModelError(
+                f"the weights of model '{config.name}' are damaged or do not fit its config.json: {_first_line(error)}. "
+                "Copy or download the model again."
+            ) from error
+        _refuse_incomplete(config, loading)
         return cls.wrap(model.to(device), processor, config)
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, processor: ProcessorMixin, config: ModelConfig) -> Policy:
-        """Make a policy of a model in memory: applies the frozen tower, LoRA and checkpointing of `config`."""
+        """Make a policy of a model in memory: applies the frozen tower and LoRA of `config`.
+
+        Gradient checkpointing is a matter of training: the trainers switch it on.
+        """
         if config.freeze_vision:
             for parameter in model.model.visual.parameters():
                 parameter.requires_grad_(False)
@@ -331,7 +343,7 @@ def resolve_source(name: str) -> str:
         return name
     if not (TINY_VLM_DIR / "config.json").is_file():
         raise ModelError(
-            f"the embedded tiny model is missing from {TINY_VLM_DIR}. Reinstall mmreason, or train it: mmreason sft recipe=tiny_vlm"
+            f"the embedded tiny model is missing from {TINY_VLM_DIR}. Reinstall mmreason, or train it in a checkout: make tiny-vlm"
         )
     return str(TINY_VLM_DIR)
 
@@ -347,16 +359,25 @@ def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
-def resolve_attention(choice: str, device: torch.device) -> str:
-    """`auto` is flash attention where the GPU and the package are there, else SDPA; a forced choice is checked."""
-    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    if choice == "flash_attention_2" and not flash:
+def resolve_attention(choice: str, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> str:
+    """`auto` is flash attention where GPU, package and 16-bit weights are there, else SDPA; a forced choice is checked.
+
+    Flash attention computes in 16 bits only, and evaluation runs without autocast, so float32 weights cannot use it.
+    """
+    installed = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if choice == "flash_attention_2" and not installed:
         raise ModelError(
             "model.attention=flash_attention_2 needs a CUDA GPU and the flash-attn package (pip install 'mmreason[flash]'); "
             "use model.attention=auto"
         )
+    fits = dtype in (torch.bfloat16, torch.float16)
+    if choice == "flash_attention_2" and not fits:
+        raise ModelError(
+            f"model.attention=flash_attention_2 needs 16-bit weights, and these are loaded as {dtype}: "
+            "set model.dtype=bfloat16, or use model.attention=auto"
+        )
     if choice == "auto":
-        return "flash_attention_2" if flash else "sdpa"
+        return "flash_attention_2" if installed and fits else "sdpa"
     return choice
 
 
@@ -374,8 +395,26 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
     return peft.get_peft_model(model, settings)
 
 
+def _refuse_incomplete(config: ModelConfig, loading: Mapping[str, Any]) -> None:
+    """Transformers fills what is missing with random numbers and says so in a log line only."""
+    missing = sorted(loading["missing_keys"])
+    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"])
+    for what, keys in (("are not in its files", missing), ("have another shape than its config.json says", mismatched)):
+        if keys:
+            shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            raise ModelError(
+                f"model '{config.name}' is incomplete: {len(keys)} weights {what} ({shown}). "
+                "They would be random numbers. Copy or download the model again."
+            )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def _loading_failed(config: ModelConfig, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = _first_line(error)
     if Path(config.name).is_dir():
         return f"model folder '{config.name}' cannot be loaded: {first}"
     looks_like_path = config.name.startswith((".", "/", "~")) or config.name.count("/") > 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -47,8 +48,8 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     Args:
         run_dir: the run folder. Missing pieces (no summary, no metrics, no rollouts) are said on the page.
         max_groups: groups of rollouts on the page, spread evenly over the run.
-        image_root: folder that pictures may be read from besides the run folder; default: the
-            one in `config.yaml`.
+        image_root: folder that pictures may be read from besides the run folder; default: none. What
+            `config.yaml` says is not trusted: a stranger's run could name any folder of this machine.
 
     Raises:
         DataError: no such folder, or `max_groups` is below 1. A damaged file is reported on the page.
@@ -64,7 +65,7 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     series = _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
     groups = _read(lambda: collect_groups(folder.rollouts, max_groups), notes) if folder.rollouts.is_file() else {}
     data: Json = {"series": series or {}, "groups": [], **(groups or {})}
-    roots = [folder.path, *_image_roots(config, image_root)]
+    roots = [folder.path] if image_root is None else [folder.path, Path(image_root).expanduser()]
     pictures = inline_pictures(
         (image["path"] for group in data["groups"] for image in group["images"]),
         folder.path,
@@ -73,6 +74,12 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     )
     data["pictures"] = {path: {"uri": found.uri, "missing": found.missing} for path, found in pictures.items()}
     header = describe_header(folder.path, config, summary)
+    away = sum(1 for path, found in pictures.items() if not found.uri and not _lies_in(path, folder.path))
+    if away and image_root is None:
+        notes.append(
+            f"{away} picture(s) lie outside the run folder and are left out; "
+            "`mmreason report RUN --image-root DIR` shows those in DIR."
+        )
     if not summary:
         notes.append("No summary.json yet: the scores before and after appear when the run has finished.")
     write_atomically(folder.report, render(header, data, notes).encode("utf-8", "replace"))
@@ -208,14 +215,9 @@ def _batch(config: Mapping[str, Any]) -> str:
     return f"{prompts} prompts × {size} completions" if prompts and size else ""
 
 
-def _image_roots(config: Mapping[str, Any], image_root: str | Path | None) -> list[Path]:
-    if image_root is not None:
-        return [Path(image_root)]
-    configured = _option(config, "data", "image_root")
-    data_path = _option(config, "data", "path")
-    if isinstance(configured, str):
-        return [Path(configured)]
-    return [Path(data_path).parent] if isinstance(data_path, str) else []
+def _lies_in(path: str, run_dir: Path) -> bool:
+    """Whether a path of the records stays inside the run folder, by its words alone."""
+    return Path(os.path.abspath(run_dir / path)).is_relative_to(os.path.abspath(run_dir))
 
 
 def _hash(text: str) -> str:

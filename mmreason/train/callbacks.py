@@ -19,7 +19,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mmreason.errors import MMReasonError
+from mmreason.errors import ConfigError, MMReasonError
 from mmreason.run_records import RunFolder
 
 #: Trainer bookkeeping that is no metric of ours.
@@ -128,6 +128,17 @@ def gpu_synchronize() -> Callable[[], None] | None:
 def process_state() -> PartialState:
     """Which of how many processes this is; the first call joins them, and picks the process's GPU."""
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def refuse_unlaunched_gpus() -> None:
+    """Raise `ConfigError` if one process sees several GPUs: trainers would spread over them in a way that is
+    neither supported here nor what one process per GPU computes."""
+    visible = torch.cuda.device_count()
+    if visible > 1 and process_state().num_processes == 1:
+        raise ConfigError(
+            f"{visible} GPUs are visible, but this is a single process. Choose one GPU with CUDA_VISIBLE_DEVICES=0, "
+            f"or start one process per GPU: accelerate launch --num_processes {visible} -m mmreason train ..."
+        )
 
 
 class Listener(Protocol):

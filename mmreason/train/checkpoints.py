@@ -99,6 +99,16 @@ def prune(run: RunFolder, keep: int) -> None:
         shutil.rmtree(folder)
 
 
+def drop_later(run: RunFolder, step: int) -> None:
+    """Remove the checkpoints of steps after `step`, from which the run continues.
+
+    They belong to a future that will not come, or are damaged; kept, they would count as the newest ones in `prune`.
+    """
+    for folder in run.checkpoints():
+        if int(folder.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(folder)
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every parameter and saved buffer, in a fixed order."""
     digest = hashlib.sha256()

@@ -139,6 +139,8 @@ class _Batch:
     total: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # [N over all processes]
     #: This process's failed reward calls, by reward.
     failures: Counter[str] = field(default_factory=Counter)
+    #: `reward/part` -> mean over this process's rollouts that have it.
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
@@ -304,6 +306,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             table = self._score()
             for (name, _), count in table.failures.items():
                 self._batch.failures[name] += count
+            self._batch.parts = {name: float(np.nanmean(values)) for name, values in table.parts.items()}
             local = np.concatenate([table.values, table.total[:, None]], axis=1)
             told = self.accelerator.gather(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device))
             self._batch.values, self._batch.total = told[:, :-1], told[:, -1]
@@ -347,6 +350,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         self._sampled = {
             "reward": _mean(total),
             **{f"rewards/{name}": _mean(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)},
+            **{f"rewards/{name}": mean for name, mean in batch.parts.items()},
             "reward_std": float(total[total.isfinite()].std(correction=0)) if total.isfinite().any() else float("nan"),
             "zero_variance_groups": float(equal.all(dim=1).float().mean()),
             "completion_length": length,

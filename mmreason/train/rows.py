@@ -121,7 +121,7 @@ class TrainingRows:
         for offset in range(MAX_BAD_ROWS_IN_A_ROW):
             row = self.source.row(position + offset)
             try:
-                return _checked(self.policy.prepare(row, self.loader))
+                return self.policy.prepare(row, self.loader)
             except (ImageError, DataError) as error:
                 self._refuse_or_count(row, error)
                 last = error
@@ -144,16 +144,3 @@ class TrainingRows:
             kind = ImageError if isinstance(error, ImageError) else DataError
             raise kind(f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)") from error
         self.skipped.setdefault(row.id, (getattr(error, "kind", "unusable"), str(error)))
-
-
-def _checked(prepared: Prepared) -> Prepared:
-    """Refuse a prompt whose image parts and images differ in number, which no model can read."""
-    contents = [message["content"] for message in prepared.messages]
-    parts = [part for content in contents if not isinstance(content, str) for part in content]
-    wanted = sum(part["type"] == "image" for part in parts)
-    if wanted != len(prepared.images):
-        raise DataError(
-            f"row {prepared.row.id}: the messages have {wanted} image part(s), and the row has "
-            f"{len(prepared.images)} image(s)"
-        )
-    return prepared

@@ -21,24 +21,27 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
-from mmreason.evaluate import EvalResult, evaluate, held_out_rows
+from mmreason.evaluate import EvalResult, evaluate, held_out_rows, refuse_other_command
 from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row
 from mmreason.run_records import RunFolder, read_metrics, to_plain, write_atomically
 from mmreason.stats import Interval
 from mmreason.train.alarms import AlarmBook
-from mmreason.train.callbacks import Interrupted, SignalWatch, process_state
-from mmreason.train.checkpoints import check_same_run, find_checkpoint, read_manifest
+from mmreason.train.callbacks import Interrupted, SignalWatch, process_state, refuse_unlaunched_gpus
+from mmreason.train.checkpoints import check_same_run, drop_later, find_checkpoint, read_manifest
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
 from mmreason.train.rows import FileRows, TaskRows, TrainingRows
+
+if TYPE_CHECKING:
+    from mmreason.data.readers import RowFile
 
 #: Held-out scores of the untrained policy, kept so that a continued run need not measure them again.
 BEFORE_FILE = "before.json"
@@ -65,11 +68,12 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(Path(config.out) / config.name)
     identity = run_identity(config)
     checkpoint = open_run(config, folder, identity)
+    file = _data_file(config)
     policy = Policy.load(config.model, seed=config.seed)
-    rows, skipped = training_rows(config, policy)
+    rows, skipped = training_rows(config, policy, file)
     if process_state().is_main_process:
         folder.write_config(plain)
-    held_out = HeldOut.of(config, policy, rows)
+    held_out = HeldOut.of(config, policy, rows, file)
     with SignalWatch() as watch:
         before = held_out.before(folder)
         _stop_if_asked(watch, folder, saved=False)
@@ -93,7 +97,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         finish(config, policy, folder, summary)
-        _tell(folder, before, after, summary, rows)
+        _tell(folder, before, after, summary, rows, file)
     return summary
 
 
@@ -128,7 +132,9 @@ def train(
     )
     watcher.samples = lambda: trainer.last_rollouts
     if checkpoint is not None and trainer.is_world_process_zero():
-        folder.truncate_after(read_manifest(checkpoint)["step"])
+        step = read_manifest(checkpoint)["step"]
+        drop_later(folder, step)
+        folder.truncate_after(step)
         watcher.catch_up(folder)
     with live:
         trainer.fit(checkpoint)
@@ -151,18 +157,24 @@ def open_run(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) 
     if checkpoint is not None:
         manifest = read_manifest(checkpoint)
         check_same_run(manifest["config"], identity, manifest["step"])
-        print(f"continuing {checkpoint} at step {manifest['step']}")
-        return checkpoint
     # Only one process looks: the folder is no longer empty once it has begun to write.
-    if not process_state().is_main_process:
-        return None
-    if config.resume != "auto" and folder.path.is_dir() and any(folder.path.iterdir()):
-        raise ConfigError(
-            f"run folder {folder.path} is not empty. Choose another name=…, continue the run with "
-            "resume=auto, or remove the folder."
+    if process_state().is_main_process:
+        refuse_other_command(folder, "train")
+        continued = config.resume == "auto" or (
+            checkpoint is not None and checkpoint.resolve().parent == folder.path.resolve()
         )
-    folder.truncate_after(0)
-    return None
+        if not continued and folder.path.is_dir() and any(folder.path.iterdir()):
+            raise ConfigError(
+                f"run folder {folder.path} is not empty. Choose another name=…, continue the run with "
+                "resume=auto, or remove the folder."
+            )
+        if checkpoint is not None:
+            print(f"continuing {checkpoint} at step {manifest['step']}")
+        else:
+            folder.truncate_after(0)
+            # It may hold the scores of another model or task: a run that died before its first checkpoint.
+            (folder.path / BEFORE_FILE).unlink(missing_ok=True)
+    return checkpoint
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -173,22 +185,36 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     return identity
 
 
-def training_rows(config: RunConfig, policy: Policy) -> tuple[TrainingRows, dict[str, int]]:
-    """The prompts to train on, and how many rows of the file were left out, by kind."""
+def training_rows(
+    config: RunConfig, policy: Policy, file: RowFile | None = None
+) -> tuple[TrainingRows, dict[str, int]]:
+    """The prompts to train on, and how many rows of the file were left out, by kind.
+
+    Args:
+        config: the run.
+        policy: resizes the images and writes the prompts.
+        file: the data file if it has been read already.
+    """
     cache_size = 2 * config.rollout.prompts_per_step
-    if config.data.path is None:
+    file = file or _data_file(config)
+    if file is None:
         from mmreason.data.base import build_task
 
         return TrainingRows(TaskRows(build_task(config.task, config.seed)), policy, cache_size=cache_size), {}
-    from mmreason.data.readers import image_loader, read_rows, split_rows
+    from mmreason.data.readers import image_loader, split_rows
 
-    file = read_rows(config.data)
     if file.skipped:
         print(file.skipped_summary())
     train_rows, _ = split_rows(file.rows, config.data.eval_share, config.seed)
     source = FileRows(train_rows, config.seed)
     loader = image_loader(config.data)
     return TrainingRows(source, policy, loader, config.data.on_bad_row, cache_size), file.skipped_by_kind
+
+
+def _data_file(config: RunConfig) -> RowFile | None:
+    from mmreason.data.readers import read_rows
+
+    return None if config.data.path is None else read_rows(config.data)
 
 
 @dataclass(frozen=True)
@@ -203,8 +229,8 @@ class HeldOut:
     loader: Any
 
     @classmethod
-    def of(cls, config: RunConfig, policy: Policy, training: TrainingRows) -> HeldOut:
-        rows, metric, correct_at, loader = held_out_rows(config)
+    def of(cls, config: RunConfig, policy: Policy, training: TrainingRows, file: RowFile | None) -> HeldOut:
+        rows, metric, correct_at, loader = held_out_rows(config, file)
         if loader is not None:
             rows = training.usable(rows)
         return cls(config, policy, rows, metric, correct_at, loader)
@@ -281,7 +307,9 @@ def finish(config: RunConfig, policy: Policy, folder: RunFolder, summary: Mappin
     if config.model.lora.rank > 0:
         policy.model.save_pretrained(folder.path / "adapter", selected_adapters=["default"])
     folder.write_summary(summary)
-    build_report(folder.path, image_root=config.data.image_root)
+    # The report trusts no folder that config.yaml names; this run's own pictures lie where its rows were read from.
+    beside = Path(config.data.path).parent if config.data.path is not None else None
+    build_report(folder.path, image_root=config.data.image_root or beside)
 
 
 def _tell(
@@ -290,6 +318,7 @@ def _tell(
     after: EvalResult | None,
     summary: Mapping[str, Any],
     rows: TrainingRows,
+    file: RowFile | None,
 ) -> None:
     """Print what came out."""
     print(f"\n{summary['steps']} steps, {summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']} MB")
@@ -302,6 +331,8 @@ def _tell(
     for label in ("rows_skipped", "rewards_failed"):
         if summary[label]:
             print(f"{label.replace('_', ' ')}: " + ", ".join(f"{n} × {kind}" for kind, n in summary[label].items()))
+    if file is not None and file.skipped:
+        print(file.skipped_summary())
     for row, (_, reason) in list(rows.skipped.items())[:20]:
         print(f"  {row}: {reason}")
     print(f"model:  {folder.final}\nreport: {folder.report}")
@@ -327,6 +358,7 @@ def _settle(config: RunConfig) -> None:
     from transformers.utils import logging
 
     process_state()
+    refuse_unlaunched_gpus()
     set_seed(config.seed)
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)

@@ -10,9 +10,10 @@ Legend of shapes: B rows, T tokens of prompt and completion.
 
 from __future__ import annotations
 
-import re
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,21 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from mmreason.config.schema import RewardConfig, RunConfig, SftPhase, TaskConfig
-from mmreason.data.base import TASKS, Task, TaskOptions, build_task
-from mmreason.errors import ConfigError
+from mmreason.data.base import Task, TaskOptions, build_task
+from mmreason.data.mixtures import parse_mixture_key
+from mmreason.errors import ConfigError, DataError, ResumeError
+from mmreason.evaluate import evaluate, refuse_other_command
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Row
-from mmreason.registry import did_you_mean
-from mmreason.run_records import RunFolder
-from mmreason.train.callbacks import process_state
-from mmreason.train.checkpoints import SealedCheckpoints, find_checkpoint
+from mmreason.run_records import RunFolder, to_plain
+from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
+from mmreason.train.checkpoints import (
+    SealedCheckpoints,
+    check_same_run,
+    drop_later,
+    find_checkpoint,
+    read_manifest,
+)
 
 #: Label of positions that do not count in the loss.
 IGNORE = -100
@@ -54,17 +62,8 @@ class _Source:
 
 def parse_source(key: str, seed: int) -> _Source:
     """Build `task/style` or `task/style/difficulty`; raises `ConfigError` with the styles there are."""
-    match = re.fullmatch(r"([\w/]+?)/(\w+?)(?:/(\d))?", key)
-    if match is None:
-        raise ConfigError(f"sft.phases.mixture: '{key}' is not 'task/style' or 'task/style/difficulty'")
-    name, style, difficulty = match.groups()
-    options = {} if difficulty is None else {"difficulty": int(difficulty)}
-    styles = TASKS.get(name).styles
-    if style not in styles:
-        raise ConfigError(
-            f"sft.phases.mixture: task '{name}' has no style '{style}'.{did_you_mean(style, list(styles))} Styles: {', '.join(styles)}."
-        )
-    return _Source(build_task(TaskConfig(name=name, **options), seed), style)
+    parsed = parse_mixture_key(key)
+    return _Source(build_task(parsed.config, seed), parsed.style)
 
 
 class MixtureDataset(Dataset[Demonstration]):
@@ -96,9 +95,15 @@ class MixtureDataset(Dataset[Demonstration]):
 
 
 class RowsDataset(Dataset[Demonstration]):
-    """The user's own rows: `columns.completion` is the text to learn, or else the answer is written without thinking."""
+    """The user's own rows: `columns.completion` is the text to learn, or else the answer is written without thinking.
+
+    Raises:
+        DataError: when it is made, if a row has neither a completion nor an answer nor boxes.
+    """
 
     def __init__(self, policy: Policy, rows: Sequence[Row], loader: Any, count: int, seed: int) -> None:
+        for row in rows:
+            _refuse_nothing_to_learn(row)
         self.policy, self.rows, self.loader, self.count, self.seed = policy, rows, loader, count, seed
 
     def __len__(self) -> int:
@@ -112,7 +117,7 @@ class RowsDataset(Dataset[Demonstration]):
         return Demonstration(prepared, self._completion(row, prepared))
 
     def _completion(self, row: Row, prepared: Prepared) -> str:
-        if "completion" in row.columns:
+        if row.columns.get("completion") is not None:
             return str(row.columns["completion"])
         if "boxes" in row.target:
             from mmreason.boxes import Boxes, Frame, format_box
@@ -123,6 +128,17 @@ class RowsDataset(Dataset[Demonstration]):
         else:
             answer = str(row.target["answer"])
         return f"<think></think><answer>{answer}</answer>"
+
+
+def _refuse_nothing_to_learn(row: Row) -> None:
+    completion = row.columns.get("completion")
+    if completion is not None and not isinstance(completion, str):
+        raise DataError(f"row {row.id}: `completion` must be a text to learn, not {type(completion).__name__}")
+    if completion is None and "boxes" not in row.target and "answer" not in row.target:
+        raise DataError(
+            f"row {row.id} has nothing to learn: supervised training needs a `completion`, a final assistant turn, "
+            "or a target with `answer` or `boxes`"
+        )
 
 
 class Collator:
@@ -189,8 +205,10 @@ def sft_arguments(config: RunConfig, output_dir: Path, steps: int) -> TrainingAr
         weight_decay=trainer.weight_decay,
         max_grad_norm=trainer.max_grad_norm,
         adam_beta2=0.95,
-        save_strategy="steps" if trainer.save_every_steps else "no",
+        # The trainer saves after the last step too.
+        save_strategy="steps",
         save_steps=trainer.save_every_steps or steps,
+        bf16=torch.cuda.is_available() and config.model.dtype != "float32",
         gradient_checkpointing=config.model.gradient_checkpointing,
         logging_steps=max(1, min(50, steps // 20)),
         logging_nan_inf_filter=False,
@@ -223,66 +241,141 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         ConfigError: neither phases nor data. DataError, ModelError, ResumeError: see the modules they come from.
     """
     started = time.monotonic()
-    process_state()
+    main = process_state().is_main_process
+    refuse_unlaunched_gpus()
     torch.manual_seed(config.seed)
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
-    folder = RunFolder(Path(config.out) / config.name).create()
-    checkpoint = find_checkpoint(config.resume, folder)
-    if checkpoint is None and any(folder.path.iterdir()) and config.resume == "none":
-        raise ConfigError(
-            f"run folder {folder.path} is not empty. Choose another name=..., or continue it with resume=auto."
-        )
-    folder.write_config(plain)
+    folder = RunFolder(Path(config.out) / config.name)
+    identity = _identity(config, plain)
+    checkpoint = _open(config, folder, identity)
     policy = Policy.load(config.model, seed=config.seed)
-    dataset, steps = _demonstrations(config, policy)
+    examples = _demonstrations(config, policy)
+    if main:
+        folder.write_config(plain)
     trainer = SupervisedTrainer(
         folder,
         config.trainer.keep_checkpoints,
-        plain,
+        identity,
         model=policy.model,
-        args=sft_arguments(config, folder.path, steps),
-        train_dataset=dataset,
+        args=sft_arguments(config, folder.path, examples.steps),
+        train_dataset=examples.dataset,
         data_collator=Collator(policy),
-        callbacks=[_Progress(folder, steps)],
+        processing_class=policy.processor,
+        callbacks=[_Progress(folder, examples.steps)],
     )
-    if checkpoint is not None:
-        folder.truncate_after(int(checkpoint.name.rpartition("-")[2]))
+    if main:
+        step = read_manifest(checkpoint)["step"] if checkpoint else 0
+        drop_later(folder, step)
+        folder.truncate_after(step)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    policy.save(folder.final, getattr(torch, config.sft.final_dtype))
-    summary = {
+    summary: dict[str, Any] = {
         "run_dir": str(folder.path),
         "command": "sft",
         "seed": config.seed,
-        "steps": steps,
-        "seconds": round(time.monotonic() - started, 1),
+        "steps": examples.steps,
+        "rows_skipped": examples.rows_skipped,
         "num_parameters": sum(p.numel() for p in policy.model.parameters()),
-        "held_out": _held_out_scores(config, policy),
     }
-    folder.write_summary(summary)
-    print(f"saved {folder.final}; try: mmreason train model={folder.final}")
+    if main:
+        policy.save(folder.final, getattr(torch, config.sft.final_dtype))
+        summary["held_out"] = _held_out_scores(config, policy)
+        summary["seconds"] = round(time.monotonic() - started, 1)
+        folder.write_summary(summary)
+        if examples.skipped_text:
+            print(examples.skipped_text)
+        print(f"saved {folder.final}; try: mmreason train model={folder.final}")
     return summary
 
 
-def _demonstrations(config: RunConfig, policy: Policy) -> tuple[Dataset[Demonstration], int]:
-    """The data set of the run and its number of optimizer steps."""
-    if config.data.path is not None:
-        from mmreason.data.readers import image_loader, read_rows
+def _open(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) -> Path | None:
+    """Find the checkpoint to continue from, or make sure that nothing would be overwritten; nothing is written.
 
-        rows = read_rows(config.data).rows
+    Raises:
+        ConfigError: the folder holds another run. ResumeError: the checkpoint is of a run that computes something else.
+    """
+    checkpoint = find_checkpoint(config.resume, folder)
+    if checkpoint is not None:
+        manifest = read_manifest(checkpoint)
+        _check_same_lessons(manifest["config"], identity)
+        check_same_run(_comparable(manifest["config"]), _comparable(identity), manifest["step"])
+    # Only one process looks: the folder is no longer empty once it has begun to write.
+    if process_state().is_main_process:
+        refuse_other_command(folder, "sft")
+        here = checkpoint is not None and checkpoint.resolve().parent == folder.path.resolve()
+        if config.resume != "auto" and not here and folder.path.is_dir() and any(folder.path.iterdir()):
+            raise ConfigError(
+                f"run folder {folder.path} is not empty. Choose another name=..., or continue it with resume=auto."
+            )
+        if checkpoint is not None:
+            print(f"continuing {checkpoint} at step {manifest['step']}")
+    return checkpoint
+
+
+def _identity(config: RunConfig, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
+    identity = dict(plain)
+    if config.data.path is not None and Path(config.data.path).is_file():
+        identity["data_file_sha256"] = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
+    return identity
+
+
+def _comparable(plain: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Phases have their own numbers of steps, so that `trainer.steps` may be anything."""
+    if not plain["sft"]["phases"] or plain["data"]["path"] is not None:
+        return plain
+    return {**plain, "trainer": {**plain["trainer"], "steps": 0}}
+
+
+def _check_same_lessons(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """`check_same_run` leaves `sft` free, which `mmreason train` ignores; here its order and weights decide every batch."""
+    for key in ("phases", "batch_size"):
+        old, new = (json.dumps(to_plain(plain).get("sft", {}).get(key)) for plain in (saved, now))
+        if old != new:
+            raise ResumeError(
+                f"this run cannot continue the checkpoint: sft.{key} differs: {old} in the checkpoint, {new} now. "
+                "Set it back, or begin a new run with the checkpoint's weights: model=<checkpoint> name=<new>."
+            )
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """What a run learns from.
+
+    Attributes:
+        dataset: the demonstrations in order.
+        steps: optimizer steps.
+        rows_skipped: kind of problem -> rows of the data file that were left out.
+        skipped_text: the same with reasons, for the end of the run; "" if there are none.
+    """
+
+    dataset: Dataset[Demonstration]
+    steps: int
+    rows_skipped: dict[str, int]
+    skipped_text: str
+
+
+def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
+    """The data set of the run; rows of a file that are held out for evaluation are not learned from."""
+    if config.data.path is not None:
+        from mmreason.data.readers import image_loader, read_rows, split_rows
+
+        file = read_rows(config.data, full_check=True)
+        rows, _ = split_rows(file.rows, config.data.eval_share, config.seed)
+        if not rows:
+            raise DataError(f"data.eval_share={config.data.eval_share} leaves no row of {file.path} to learn from.")
         count = config.trainer.steps * config.sft.batch_size
-        return RowsDataset(policy, rows, image_loader(config.data), count, config.seed), config.trainer.steps
+        dataset = RowsDataset(policy, rows, image_loader(config.data), count, config.seed)
+        return _Examples(dataset, config.trainer.steps, file.skipped_by_kind, file.skipped_summary())
     if not config.sft.phases:
         raise ConfigError("mmreason sft needs sft.phases (see conf/recipe/tiny_vlm.yaml) or data=FILE.jsonl")
-    dataset = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed)
-    return dataset, sum(phase.steps for phase in config.sft.phases)
+    mixture = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed)
+    return _Examples(mixture, sum(phase.steps for phase in config.sft.phases), {}, "")
 
 
 def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, dict[str, float | int | None]]]:
     """Greedy and sampled scores of every task in the mixture: RL takes what scores higher *when sampled*."""
-    from mmreason.evaluate import evaluate
-
-    names = sorted({key.split("/")[0] for phase in config.sft.phases for key in phase.mixture})
+    names = sorted({parse_mixture_key(key).task for phase in config.sft.phases for key in phase.mixture})
     result = {}
     for name in names if config.trainer.eval_rows else []:
         task = build_task(TaskConfig(name=name), config.seed)
