@@ -289,7 +289,9 @@ def test_a_signal_lets_the_job_save_and_ends_the_sweep(number: signal.Signals, t
     job, sweep = tmp_path / "job.py", tmp_path / "sweep.py"
     job.write_text(SAVING_JOB)
     sweep.write_text(
-        "import sys\nfrom mmreason.config.command_line import run_job\n"
+        # A test run in the background inherits an ignored SIGINT; a person's shell does not.
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from mmreason.config.command_line import run_job\n"
         f"print(run_job([sys.executable, {str(job)!r}]), flush=True)\n"
     )
     process = subprocess.Popen(
