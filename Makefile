@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-train: $(VENV)/.base ## GRPO from the embedded tiny model, about 5 minutes on two cores; RUN="seed=1 name=s1" adds options
+train: $(VENV)/.base ## GRPO from the embedded tiny model, a few minutes on two cores; RUN="seed=1 name=s1" adds options
 	OMP_NUM_THREADS=2 $(BIN)/mmreason train $(RUN)
 
 test: $(VENV)/.dev ## all tests

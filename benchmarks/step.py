@@ -22,7 +22,7 @@ import datasets
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from transformers import set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.utils import logging
 from trl import GRPOTrainer
 
@@ -220,6 +220,7 @@ def run_stock(config: RunConfig) -> Work:
     trainer.meter = Meter(trainer.clock)
     for model in filter(None, (trainer.model, trainer.ref_model)):
         trainer.meter.watch(model)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return trainer.meter.work
 
