@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
     from mmreason.policy.policy import Policy
-    from mmreason.run_records import RunFolder
 
 
 @dataclass(frozen=True)
@@ -130,16 +129,6 @@ def held_out_rows(config: RunConfig, file: RowFile | None = None) -> tuple[list[
     return held_out[: config.trainer.eval_rows], metric, 0.5, image_loader(config.data)
 
 
-def refuse_other_command(folder: RunFolder, command: str) -> None:
-    """Raise `ConfigError` if the folder holds the run of another command, which would be overwritten."""
-    theirs = str((folder.read_config() or {}).get("command", command))
-    if theirs != command:
-        raise ConfigError(
-            f"run folder {folder.path} was written by `mmreason {theirs}`, and `mmreason {command}` would overwrite it. "
-            "Choose another name=…"
-        )
-
-
 def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """Evaluate `model` on held-out rows, and `eval.compare` on the same rows; prints and writes the scores.
 
@@ -154,6 +143,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     from mmreason.data.readers import read_rows
     from mmreason.policy.policy import Policy
     from mmreason.run_records import RunFolder
+    from mmreason.train.opening import refuse_other_command
 
     folder = RunFolder(Path(config.out) / config.name)
     refuse_other_command(folder, "eval")

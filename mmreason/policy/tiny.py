@@ -138,9 +138,37 @@ def build_model(
     import torch
     import transformers
 
-    family = family_of(model_type)
     tokenizer = (processor or build_processor(model_type)).tokenizer
     token_id = tokenizer.convert_tokens_to_ids
+    config_class = {
+        "qwen2_vl": transformers.Qwen2VLConfig,
+        "qwen2_5_vl": transformers.Qwen2_5_VLConfig,
+        "qwen3_vl": transformers.Qwen3VLConfig,
+    }[model_type]
+    config = config_class(
+        text_config=_text_config(model_type, tokenizer, hidden_size, num_layers),
+        vision_config=_vision_config(model_type, hidden_size, vision_hidden_size, vision_layers),
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForImageTextToText.from_config(
+            config, attn_implementation="sdpa", dtype=torch.float32
+        )
+    _order_number_embeddings(model, tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _text_config(
+    model_type: str, tokenizer: PreTrainedTokenizerFast, hidden_size: int, num_layers: int
+) -> dict[str, Any]:
+    """Sizes of the language model, in the words of its family's configuration."""
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -156,6 +184,15 @@ def build_model(
         "pad_token_id": tokenizer.pad_token_id,
         "tie_word_embeddings": True,
     }
+    if model_type == "qwen3_vl":
+        text |= {"head_dim": 32}
+        text["rope_parameters"] = text["rope_parameters"] | {"mrope_interleaved": True}
+    return text
+
+
+def _vision_config(model_type: str, hidden_size: int, vision_hidden_size: int, vision_layers: int) -> dict[str, Any]:
+    """Sizes of the vision tower, in the words of its family's configuration."""
+    family = family_of(model_type)
     vision: dict[str, Any] = {
         "depth": vision_layers,
         "num_heads": 4,
@@ -176,32 +213,8 @@ def build_model(
         # Every block attends over the whole picture: tiny pictures fit in one window anyway.
         vision |= {"window_size": 112, "fullatt_block_indexes": list(range(vision_layers))}
     if model_type == "qwen3_vl":
-        text |= {"head_dim": 32}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, min(1, vision_layers - 1)]}
-        text["rope_parameters"] = text["rope_parameters"] | {"mrope_interleaved": True}
-    config_class = {
-        "qwen2_vl": transformers.Qwen2VLConfig,
-        "qwen2_5_vl": transformers.Qwen2_5_VLConfig,
-        "qwen3_vl": transformers.Qwen3VLConfig,
-    }[model_type]
-    config = config_class(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = transformers.AutoModelForImageTextToText.from_config(
-            config, attn_implementation="sdpa", dtype=torch.float32
-        )
-    _order_number_embeddings(model, tokenizer)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+    return vision
 
 
 def _order_number_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -72,7 +72,7 @@ def seal(folder: Path, step: int, weights: str | None, config: Mapping[str, Any]
         _flush_to_disk(path)
         files[path.relative_to(folder).as_posix()] = {
             "bytes": path.stat().st_size,
-            "sha256": _file_digest(path),
+            "sha256": file_digest(path),
         }
     manifest = {
         "format": _FORMAT,
@@ -133,7 +133,7 @@ def problem_with(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _file_digest(path) != expected["sha256"]:
+        if file_digest(path) != expected["sha256"]:
             return f"{name} is not what was written (SHA-256 differs)"
     return None
 
@@ -369,7 +369,7 @@ def random_states_kept() -> Iterator[None]:
 # ---------------------------------------------------------------------- files
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_HASH_BLOCK_BYTES):

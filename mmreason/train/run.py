@@ -9,7 +9,6 @@ way of a run:
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -27,17 +26,17 @@ import numpy as np
 import torch
 
 from mmreason.config.schema import RunConfig
-from mmreason.errors import ConfigError
-from mmreason.evaluate import EvalResult, evaluate, held_out_rows, refuse_other_command
+from mmreason.evaluate import EvalResult, evaluate, held_out_rows
 from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row
 from mmreason.run_records import RunFolder, read_metrics, to_plain, write_atomically
 from mmreason.stats import Interval
 from mmreason.train.alarms import AlarmBook
 from mmreason.train.callbacks import Interrupted, SignalWatch, process_state, refuse_unlaunched_gpus
-from mmreason.train.checkpoints import check_same_run, drop_later, find_checkpoint, read_manifest
+from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
+from mmreason.train.opening import open_folder, run_identity
 from mmreason.train.rows import FileRows, TaskRows, TrainingRows
 
 if TYPE_CHECKING:
@@ -153,36 +152,14 @@ def open_run(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) 
         ConfigError: the folder holds another run. ResumeError: there is no checkpoint that this run can
             continue.
     """
-    checkpoint = find_checkpoint(config.resume, folder)
-    if checkpoint is not None:
-        manifest = read_manifest(checkpoint)
-        check_same_run(manifest["config"], identity, manifest["step"])
-    # Only one process looks: the folder is no longer empty once it has begun to write.
-    if process_state().is_main_process:
-        refuse_other_command(folder, "train")
-        continued = config.resume == "auto" or (
-            checkpoint is not None and checkpoint.resolve().parent == folder.path.resolve()
-        )
-        if not continued and folder.path.is_dir() and any(folder.path.iterdir()):
-            raise ConfigError(
-                f"run folder {folder.path} is not empty. Choose another name=…, continue the run with "
-                "resume=auto, or remove the folder."
-            )
-        if checkpoint is not None:
-            print(f"continuing {checkpoint} at step {manifest['step']}")
-        else:
-            folder.truncate_after(0)
-            # It may hold the scores of another model or task: a run that died before its first checkpoint.
-            (folder.path / BEFORE_FILE).unlink(missing_ok=True)
+    checkpoint = open_folder(
+        config, folder, lambda manifest: check_same_run(manifest["config"], identity, manifest["step"])
+    )
+    if checkpoint is None and process_state().is_main_process:
+        folder.truncate_after(0)
+        # It may hold the scores of another model or task: a run that died before its first checkpoint.
+        (folder.path / BEFORE_FILE).unlink(missing_ok=True)
     return checkpoint
-
-
-def run_identity(config: RunConfig) -> dict[str, Any]:
-    """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
-    identity: dict[str, Any] = config.model_dump(mode="json")
-    if config.data.path is not None and Path(config.data.path).is_file():
-        identity["data_file_sha256"] = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
-    return identity
 
 
 def training_rows(

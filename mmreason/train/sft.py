@@ -10,7 +10,6 @@ Legend of shapes: B rows, T tokens of prompt and completion.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -27,18 +26,14 @@ from mmreason.config.schema import RewardConfig, RunConfig, SftPhase, TaskConfig
 from mmreason.data.base import Task, TaskOptions, build_task
 from mmreason.data.mixtures import parse_mixture_key
 from mmreason.errors import ConfigError, DataError, ResumeError
-from mmreason.evaluate import evaluate, refuse_other_command
+from mmreason.evaluate import evaluate
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Row
 from mmreason.run_records import RunFolder, to_plain
 from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
-from mmreason.train.checkpoints import (
-    SealedCheckpoints,
-    check_same_run,
-    drop_later,
-    find_checkpoint,
-    read_manifest,
-)
+from mmreason.train.checkpoints import SealedCheckpoints, check_same_run, drop_later, read_manifest
+from mmreason.train.opening import open_folder, run_identity
+from mmreason.train.rows import FileRows
 
 #: Label of positions that do not count in the loss.
 IGNORE = -100
@@ -104,15 +99,13 @@ class RowsDataset(Dataset[Demonstration]):
     def __init__(self, policy: Policy, rows: Sequence[Row], loader: Any, count: int, seed: int) -> None:
         for row in rows:
             _refuse_nothing_to_learn(row)
-        self.policy, self.rows, self.loader, self.count, self.seed = policy, rows, loader, count, seed
+        self.policy, self.source, self.loader, self.count = policy, FileRows(rows, seed), loader, count
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Demonstration:
-        epoch, position = divmod(index, len(self.rows))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-        row = self.rows[int(order[position])]
+        row = self.source.row(index)
         prepared = self.policy.prepare(row, self.loader)
         return Demonstration(prepared, self._completion(row, prepared))
 
@@ -247,8 +240,8 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     if config.trainer.num_threads:
         torch.set_num_threads(config.trainer.num_threads)
     folder = RunFolder(Path(config.out) / config.name)
-    identity = _identity(config, plain)
-    checkpoint = _open(config, folder, identity)
+    identity = run_identity(config)
+    checkpoint = open_folder(config, folder, lambda manifest: _check_same_course(manifest, identity))
     policy = Policy.load(config.model, seed=config.seed)
     examples = _demonstrations(config, policy)
     if main:
@@ -288,43 +281,16 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
-def _open(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) -> Path | None:
-    """Find the checkpoint to continue from, or make sure that nothing would be overwritten; nothing is written.
-
-    Raises:
-        ConfigError: the folder holds another run. ResumeError: the checkpoint is of a run that computes something else.
-    """
-    checkpoint = find_checkpoint(config.resume, folder)
-    if checkpoint is not None:
-        manifest = read_manifest(checkpoint)
-        _check_same_lessons(manifest["config"], identity)
-        check_same_run(_comparable(manifest["config"]), _comparable(identity), manifest["step"])
-    # Only one process looks: the folder is no longer empty once it has begun to write.
-    if process_state().is_main_process:
-        refuse_other_command(folder, "sft")
-        here = checkpoint is not None and checkpoint.resolve().parent == folder.path.resolve()
-        if config.resume != "auto" and not here and folder.path.is_dir() and any(folder.path.iterdir()):
-            raise ConfigError(
-                f"run folder {folder.path} is not empty. Choose another name=..., or continue it with resume=auto."
-            )
-        if checkpoint is not None:
-            print(f"continuing {checkpoint} at step {manifest['step']}")
-    return checkpoint
-
-
-def _identity(config: RunConfig, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
-    identity = dict(plain)
-    if config.data.path is not None and Path(config.data.path).is_file():
-        identity["data_file_sha256"] = hashlib.sha256(Path(config.data.path).read_bytes()).hexdigest()
-    return identity
-
-
 def _comparable(plain: Mapping[str, Any]) -> Mapping[str, Any]:
     """Phases have their own numbers of steps, so that `trainer.steps` may be anything."""
     if not plain["sft"]["phases"] or plain["data"]["path"] is not None:
         return plain
     return {**plain, "trainer": {**plain["trainer"], "steps": 0}}
+
+
+def _check_same_course(manifest: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    _check_same_lessons(manifest["config"], identity)
+    check_same_run(_comparable(manifest["config"]), _comparable(identity), manifest["step"])
 
 
 def _check_same_lessons(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Opening a run folder: continue the right checkpoint, or make sure that nothing is overwritten.
+
+What enters: a configuration and its folder. What leaves: the checkpoint to continue from, or `None` to start. Both
+training commands come in by this door; nothing is written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmreason.config.schema import RunConfig
+from mmreason.errors import ConfigError
+from mmreason.run_records import RunFolder
+from mmreason.train.callbacks import process_state
+from mmreason.train.checkpoints import file_digest, find_checkpoint, read_manifest
+
+
+def run_identity(config: RunConfig) -> dict[str, Any]:
+    """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
+    identity: dict[str, Any] = config.model_dump(mode="json")
+    if config.data.path is not None and Path(config.data.path).is_file():
+        identity["data_file_sha256"] = file_digest(Path(config.data.path))
+    return identity
+
+
+def open_folder(config: RunConfig, folder: RunFolder, check: Callable[[Mapping[str, Any]], None]) -> Path | None:
+    """Find the checkpoint to continue from, or make sure that nothing would be overwritten.
+
+    Args:
+        config: the run; `command`, `resume` are read.
+        folder: its folder.
+        check: given the manifest of a checkpoint; raises `ResumeError` if this run cannot continue it.
+
+    Raises:
+        ConfigError: the folder holds another run. ResumeError: there is no checkpoint that this run can continue.
+    """
+    checkpoint = find_checkpoint(config.resume, folder)
+    manifest = read_manifest(checkpoint) if checkpoint is not None else None
+    if manifest is not None:
+        check(manifest)
+    # Only one process looks: the folder is no longer empty once it has begun to write.
+    if process_state().is_main_process:
+        refuse_other_command(folder, config.command)
+        here = checkpoint is not None and checkpoint.resolve().parent == folder.path.resolve()
+        if config.resume != "auto" and not here and folder.path.is_dir() and any(folder.path.iterdir()):
+            raise ConfigError(
+                f"run folder {folder.path} is not empty. Choose another name=…, continue the run with "
+                "resume=auto, or remove the folder."
+            )
+        if manifest is not None:
+            print(f"continuing {checkpoint} at step {manifest['step']}")
+    return checkpoint
+
+
+def refuse_other_command(folder: RunFolder, command: str) -> None:
+    """Raise `ConfigError` if the folder holds the run of another command, which would be overwritten."""
+    theirs = str((folder.read_config() or {}).get("command", command))
+    if theirs != command:
+        raise ConfigError(
+            f"run folder {folder.path} was written by `mmreason {theirs}`, and `mmreason {command}` would overwrite it. "
+            "Choose another name=…"
+        )
