@@ -9,7 +9,7 @@ import numpy as np
 
 from mmreason.boxes import Frame
 from mmreason.data.base import Split, task
-from mmreason.data.scene_tasks import SceneTask, think_then_answer, write_box, write_list
+from mmreason.data.scene_tasks import SceneTask, think_then_answer, write_box, write_list, write_object
 from mmreason.data.scenes import Scene, SceneObject
 from mmreason.records import ImageGeometry, Row
 
@@ -120,4 +120,5 @@ class Grounding(SceneTask):
         chosen: SceneObject = row.columns["chosen"]
         if style == "list":
             return f"<think></think><answer>{write_list(row.columns['objects'], geometry[0], frame)}</answer>"
-        return think_then_answer(style, row, write_box(chosen.box, geometry[0], frame), geometry, frame)
+        work = write_object(chosen, geometry[0], frame)
+        return think_then_answer(style, row, write_box(chosen.box, geometry[0], frame), geometry, frame, work)

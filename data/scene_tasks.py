@@ -1,7 +1,7 @@
 """What the three scene tasks share: drawing the row's scene, and the two ways of answering.
 
-`direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, names the one
-that is meant where one is, and then answers. Looking turns finding, counting and comparing into reading one's own list.
+`direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, works out what
+the question asks (the object meant, the ones counted, the two sizes compared), and then answers.
 """
 
 from __future__ import annotations
@@ -47,12 +47,23 @@ def write_object(item: SceneObject, geometry: ImageGeometry, frame: Frame) -> st
     return f"{item.name} {write_box(item.box, geometry, frame)}"
 
 
+def seen_box(
+    box: tuple[float, float, float, float], geometry: ImageGeometry, frame: Frame
+) -> tuple[float, float, float, float]:
+    """A box given in original pixels, in the model's frame."""
+    import numpy as np
+
+    x1, y1, x2, y2 = (
+        float(v) for v in Boxes(np.asarray([box], np.float64), Frame.original_px).to(frame, geometry).xyxy[0]
+    )
+    return x1, y1, x2, y2
+
+
 def write_box(box: tuple[float, float, float, float], geometry: ImageGeometry, frame: Frame) -> str:
     """A box given in original pixels, as the model writes it."""
     import numpy as np
 
-    boxes = Boxes(np.asarray([box], dtype=np.float64), Frame.original_px).to(frame, geometry)
-    return format_box(boxes.xyxy[0])
+    return format_box(np.asarray(seen_box(box, geometry, frame)))
 
 
 def write_list(objects: tuple[SceneObject, ...], geometry: ImageGeometry, frame: Frame) -> str:
@@ -60,14 +71,14 @@ def write_list(objects: tuple[SceneObject, ...], geometry: ImageGeometry, frame:
     return ", ".join(write_object(item, geometry, frame) for item in objects)
 
 
-def think_then_answer(style: str, row: Row, answer: str, geometry: tuple[ImageGeometry, ...], frame: Frame) -> str:
-    """The completion for `direct` (empty thinking) or `look` (the list of objects, then the chosen one, as thinking)."""
+def think_then_answer(
+    style: str, row: Row, answer: str, geometry: tuple[ImageGeometry, ...], frame: Frame, work: str = ""
+) -> str:
+    """The completion for `direct` (empty thinking) or `look` (as thinking the list of objects, then `work`, what follows from it)."""
     if style == "direct":
         thinking = ""
     elif style == "look":
-        thinking = write_list(row.columns["objects"], geometry[0], frame)
-        if "chosen" in row.columns:
-            thinking += f". {write_object(row.columns['chosen'], geometry[0], frame)}"
+        thinking = write_list(row.columns["objects"], geometry[0], frame) + (f". {work}" if work else "")
     else:
         raise ConfigError(f"task '{row.dataset}' has no answer style '{style}'")
     return f"<think>{thinking}</think><answer>{answer}</answer>"

@@ -161,6 +161,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     for label, name in names.items():
         torch.manual_seed(config.seed)
         policy = Policy.load(config.model.model_copy(update={"name": name}), seed=config.seed)
+        policy.share_prompts(config.policy)
         results[label] = evaluate(
             policy,
             rows,

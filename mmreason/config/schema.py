@@ -68,6 +68,21 @@ class ModelConfig(Section):
         return self
 
 
+class PolicyConfig(Section):
+    """How the policy is run: each prompt once for all of its completions, or once for each."""
+
+    prompt_once: Literal["auto", "off", "force"] = Field(
+        "auto",
+        description="share each prompt among its completions; auto = where the model can and it pays, force = always or an error",
+    )
+    attention_tier: Literal["auto", "flash_attn", "varlen", "triton", "sdpa", "dense"] = Field(
+        "auto", description="kernels for shared prompts; see `mmreason doctor`"
+    )
+    tokens_per_forward: PositiveInt = Field(
+        32768, description="most tokens of one packed forward; larger groups are cut"
+    )
+
+
 class TaskConfig(BaseModel):
     """Where the rows come from. Keys beyond these belong to the task named in `name` and are checked by it."""
 
@@ -211,6 +226,7 @@ class RunConfig(Section):
     )
     source: str = Field("", description="paper or page that the recipe follows")
     model: ModelConfig = Field(default_factory=ModelConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from mmreason.config.schema import LoraConfig, ModelConfig
+from mmreason.config.schema import LoraConfig, ModelConfig, PolicyConfig
 from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
@@ -32,6 +32,8 @@ from mmreason.text import extract_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from mmreason.prompt_once.sharing import Sharing
 
 
 #: `model.name=random:qwen2_5_vl` starts from untrained weights of a tiny model of that family.
@@ -56,12 +58,14 @@ class Policy:
         processor: the family's processor; its pixel budget is the config's.
         family: box frame, patch grid and vision tokens.
         config: what it was loaded from.
+        sharing: how prompts are shared among completions; None until `share_prompts`, or where they cannot be.
     """
 
     def __init__(self, model: Any, processor: Any, config: ModelConfig) -> None:
         self.model = model
         self.processor = processor
         self.config = config
+        self.sharing: Sharing | None = None
         self.family: Family = family_of(model.config.model_type)
         self.tokenizer: Any = processor.tokenizer
         self.tokenizer.padding_side = "left"
@@ -126,6 +130,16 @@ class Policy:
         if config.lora.rank > 0:
             wrapped = add_lora(model, config.lora)
         return cls(wrapped, processor, config)
+
+    def share_prompts(self, config: PolicyConfig) -> None:
+        """Run each prompt once for all of its completions from now on, where `config` and the model allow it.
+
+        Raises:
+            ModelError: sharing or an attention tier is asked for and cannot be had; says why.
+        """
+        from mmreason.prompt_once.sharing import Sharing
+
+        self.sharing = Sharing.set_up(self.model, config)
 
     def _check_grid(self) -> None:
         """The processor must cut images on the grid that `families` promises; otherwise every box would be off."""
@@ -274,6 +288,8 @@ class Policy:
         Returns:
             Token ids as sampled, the end-of-turn token included and nothing after it.
         """
+        if self.sharing is not None:
+            return self._generate_shared(self.sharing, prepared, max_new_tokens, temperature)
         inputs = self.batch(prepared)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -293,6 +309,24 @@ class Policy:
             self.model.train(was_training)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.trim(ids) for ids in new]
+
+    def _generate_shared(
+        self, sharing: Sharing, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float
+    ) -> list[list[int]]:
+        from mmreason.prompt_once.generation import Sampling
+        from mmreason.prompt_once.prompts import PromptStore
+
+        store = PromptStore(self)
+        prompts = store.add(prepared)
+        sampling = Sampling(
+            max_new_tokens, temperature, stops=tuple(self.stop_token_ids), banned=tuple(self.banned_token_ids)
+        )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return sharing.generation(self.model, store, prompts).sample(sampling)
+        finally:
+            self.model.train(was_training)
 
     def trim(self, ids: Sequence[int]) -> list[int]:
         """Cut after the first end-of-turn token."""

@@ -39,7 +39,7 @@ LEXICON = (
     "small medium large smallest largest smaller larger bigger biggest "
     "left right above below leftmost rightmost topmost bottommost top bottom middle center nearest farthest "
     "object objects shape shapes image picture color colour size "
-    "a an the is are there of to in at on with that not than more most no yes none and or one two three four five six "
+    "a an the is are there of to in at on with that not than more less most no yes none and or one two three four five six "
     "Find find Where where What what How how many Which which List list Describe describe Is Are Does does every each all "
     "user assistant system answer think box "
 )

@@ -21,12 +21,13 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from mmreason.boxes import parse_boxes
 from mmreason.config.schema import RunConfig
 from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
 from mmreason.policy.policy import Policy
+from mmreason.prompt_once.support import enable
 from mmreason.records import Rollout
 from mmreason.run_records import RolloutWriter, RunFolder
 from mmreason.scoring import RewardRunner, ScoreTable
@@ -38,6 +39,7 @@ from mmreason.train.checkpoints import (
     random_states_kept,
 )
 from mmreason.train.rows import TrainingRows
+from mmreason.train.shared_prompts import SharedPrompts
 
 _CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
 #: Metrics that TRL measures itself: our name -> TRL's.
@@ -143,7 +145,7 @@ class _Batch:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
+class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):  # type: ignore[misc]
     """TRL's GRPO with our rows, rewards, records and checkpoints.
 
     Args:
@@ -172,6 +174,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.policy = policy
+        self.sharing = policy.sharing
+        self.sharing_metrics: dict[str, float] = {}
         self.rows = rows
         self.run_config = config
         self.folder = folder.create()
@@ -198,6 +202,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             train_dataset=Dataset.from_dict({"position": list(range(num_prompts))}),
             processing_class=policy.processor,
         )
+        if self.sharing is not None and self.ref_model is not None:
+            enable(self.ref_model)
         for model in filter(None, (self.model, self.ref_model)):
             model.register_forward_pre_hook(_drop_empty_pixels, with_kwargs=True)
         self.remove_callback(PrinterCallback)
@@ -252,12 +258,16 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
         self._boundary = RandomStates.capture()
         self._batch = _Batch()
         with self.clock.stage("preprocess"):
+            if self.sharing is not None:
+                self.begin_batch([self.rows.prepared(item["position"]) for item in inputs])
             output: dict[str, Any] = super()._generate_and_score_completions([self._example(item) for item in inputs])
             self._record(output["advantages"])
         return output
 
     def _example(self, item: dict[str, Any]) -> dict[str, Any]:
         prepared = self.rows.prepared(item["position"])
+        if self.sharing is not None:
+            return {"position": item["position"], "prompt": prepared.messages}
         # An empty list of images where a row has none: TRL asks only the first row whether there are any.
         return {"position": item["position"], "prompt": prepared.messages, "images": prepared.images}
 
@@ -373,6 +383,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, GRPOTrainer):  # type: ignore[misc]
             found = self._metrics["train"]
             metrics = dict(self._sampled)
             metrics |= {ours: float(np.mean(found[theirs])) for ours, theirs in _FROM_TRL.items() if found.get(theirs)}
+            metrics |= self.sharing_metrics
             metrics |= {"step_seconds": sum(seconds.values())}
             metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
             metrics |= self._evaluation()

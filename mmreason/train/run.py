@@ -69,6 +69,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     checkpoint = open_run(config, folder, identity)
     file = _data_file(config)
     policy = Policy.load(config.model, seed=config.seed)
+    policy.share_prompts(config.policy)
     rows, skipped = training_rows(config, policy, file)
     if process_state().is_main_process:
         folder.write_config(plain)
