@@ -175,6 +175,7 @@ def check_torch() -> Iterator[Check]:
     yield check_torchvision(lambda: importlib.import_module("torchvision.ops"))
     yield from _devices(torch)
     yield check_attention(torch)
+    yield check_prompt_once(torch)
 
 
 def check_torchvision(load: Callable[[], Any]) -> Check:
@@ -204,6 +205,19 @@ def check_attention(torch: Any) -> Check:
         else ""
     )
     return Check("torch", "attention", "note" if advice else "ok", f"{chosen} on {device.type}", advice)
+
+
+def check_prompt_once(torch: Any) -> Check:
+    """The attention tier that shared prompts would use, after its numeric self-check, and why not a faster one."""
+    try:
+        from mmreason.prompt_once.tiers import choose
+    except (ImportError, OSError, RuntimeError) as error:
+        return Check("torch", "prompt once", "bad", _first_line(error), "repair the packages marked above")
+    on_gpu = torch.cuda.is_available()
+    chosen = choose(torch.device("cuda" if on_gpu else "cpu"), torch.bfloat16 if on_gpu else torch.float32)
+    passed = "; ".join(f"{name}: {reason}" for name, reason in chosen.passed_over.items())
+    found = f"tier {chosen.name}, numbers checked" + (f" (not {passed})" if passed else "")
+    return Check("torch", "prompt once", "ok", found)
 
 
 def check_models() -> Iterator[Check]:

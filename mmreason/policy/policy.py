@@ -139,7 +139,7 @@ class Policy:
         """
         from mmreason.prompt_once.sharing import Sharing
 
-        self.sharing = Sharing.set_up(self.model, config)
+        self.sharing = Sharing.set_up(self.model, config, self.config.attention)
 
     def _check_grid(self) -> None:
         """The processor must cut images on the grid that `families` promises; otherwise every box would be off."""

@@ -14,7 +14,7 @@ Legend of shapes: T tokens, Hq and Hkv heads of queries and keys, D head size, N
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -75,8 +75,11 @@ class Forward(Protocol):
         scored: `[n]` positions whose hidden states are needed at the end; None = all.
     """
 
-    image_index: tuple[int, ...] | None
-    scored: torch.Tensor | None
+    @property
+    def image_index(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def scored(self) -> torch.Tensor | None: ...
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """`q [B, Hq, T, D]`, `k` and `v [B, Hkv, T, D]` to `[B, T, Hq, D]`."""
@@ -96,12 +99,12 @@ class PackedForward:
         del layer
         if q.shape[0] != 1 or q.shape[2] != self.layout.num_tokens:
             raise ValueError(f"queries of shape {tuple(q.shape)} are no packed row of {self.layout.num_tokens} tokens")
-        flat = (x[0].transpose(0, 1) for x in (q, k, v))
-        return self.tier(*flat, self.layout, scale)[None]
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        return self.tier(q, k, v, self.layout, scale)[None]
 
 
 def prompt_once_attention(
-    module: torch.nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -113,7 +116,8 @@ def prompt_once_attention(
 ) -> tuple[torch.Tensor, None]:
     """The function behind `ATTENTION_NAME`: stock SDPA, or what the `prompt_once` keyword asks for."""
     if prompt_once is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return cast(torch.Tensor, output), None
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     return prompt_once.attend(int(module.layer_idx), query, key, value, scale), None
 

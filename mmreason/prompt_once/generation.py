@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.generation import (
@@ -28,8 +28,8 @@ from transformers.generation import (
 from mmreason.prompt_once.attention import Forward, PackedForward, Tier
 from mmreason.prompt_once.keys import PromptKeys, RowCache, RowKeys
 from mmreason.prompt_once.layout import GroupShape, PackedLayout, plan
-from mmreason.prompt_once.prompts import Digest, Prompt, PromptStore
-from mmreason.prompt_once.support import bare_model, spread_features
+from mmreason.prompt_once.prompts import Digest, Features, Prompt, PromptStore, bare_model
+from mmreason.prompt_once.support import encode
 
 #: Rows are dropped from the batch when at most this share of them is still writing.
 COMPACT_BELOW = 0.75
@@ -179,17 +179,20 @@ class Generation:
         if pictures:
             distinct = list(dict.fromkeys(pictures))
             index = tuple(distinct.index(digest) for digest in pictures)
-            shown["mm_encoder_outputs"] = {"image": spread_features(self._features(distinct), index)}
+            shown["mm_encoder_outputs"] = {"image": self._features(distinct).select(index)}
         output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, prompt_once=forward, **shown)
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
 
-    def _features(self, digests: Sequence[Digest]) -> Any:
-        found = [self.store.pictures[digest] for digest in digests]
-        self.work.patches += sum(len(picture.patches) for picture in found)
-        patches = torch.cat([picture.patches for picture in found])
-        grids = torch.tensor([picture.grid for picture in found], device=self.device)
-        return self.model.model.get_image_features(patches, grids, return_dict=True)
+    def _features(self, digests: Sequence[Digest]) -> Features:
+        kept = self.store.kept_features(digests)
+        if kept is not None:
+            return kept
+        pixels = self.store.pixels(digests)
+        self.work.patches += len(pixels["pixel_values"])
+        made = encode(self.model.model, **pixels)
+        self.store.keep_features(digests, made)
+        return made
 
     def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
         """Give a row more to read before it writes again, such as a tool's answer.
@@ -299,7 +302,7 @@ class Generation:
         head = self.model.get_output_embeddings()
         scores = processors(None, head(hidden).float())
         if temperature == 0:
-            return scores.argmax(dim=-1)
+            return cast(torch.Tensor, scores.argmax(dim=-1))
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
 
     def _write(

@@ -9,7 +9,7 @@ Hkv heads of queries and keys, R = Hq / Hkv, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,7 @@ class PromptKeys:
     padding: torch.Tensor | None
 
     @classmethod
-    def of(cls, parts: dict[int, tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]) -> PromptKeys:
+    def of(cls, parts: Mapping[int, tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]]) -> PromptKeys:
         """Pad keys and values given prompt by prompt, each `[P, Hkv, D]`."""
         first = next(iter(parts.values()))[0]
         lengths = [len(part) for part in first]
@@ -200,6 +200,6 @@ class RowKeys:
             prefix = prefix.masked_fill(self.prompt_keys.padding[self.prompts][:, None, None], float("-inf"))
         scores = torch.cat([prefix, own.flatten(2, 3)], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(q.dtype)
-        from_prefix, from_own = weights.split([prefix.shape[-1], total], dim=-1)
+        from_prefix, from_own = weights[..., : prefix.shape[-1]], weights[..., prefix.shape[-1] :]
         out = grid.gather(grid.spread(from_prefix) @ prompt_values, many) + from_own @ values.transpose(1, 2)
         return out.view(rows, heads, new, size).transpose(1, 2)

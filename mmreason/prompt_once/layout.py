@@ -16,15 +16,16 @@ Legend of shapes: T tokens of the packed row, S segments, N suffixes, K keys aft
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+Made = TypeVar("Made")
 
 #: Padded attention calls may hold this many times the tokens they need; beyond that, groups go to separate calls.
 MAX_PADDING = 1.3
@@ -248,11 +249,11 @@ class PackedLayout:
 
         return self.once(("table", device), make)
 
-    def once(self, key: Any, make: Any) -> Any:
+    def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Result of `make`, made once and kept under `key` as long as the layout lives."""
         if key not in self._cache:
             self._cache[key] = make()
-        return self._cache[key]
+        return cast(Made, self._cache[key])
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,6 @@ class PackedInputs:
     pictures: tuple[Digest, ...]
     image_index: tuple[int, ...]
 
-    def pixels(self, store: PromptStore) -> dict[str, torch.Tensor]:
-        """`pixel_values` and `image_grid_thw` of the row's distinct pictures; empty for a row without any."""
-        if not self.pictures:
-            return {}
-        found = [store.pictures[digest] for digest in self.pictures]
-        device = found[0].patches.device
-        return {
-            "pixel_values": torch.cat([picture.patches for picture in found]),
-            "image_grid_thw": torch.tensor([picture.grid for picture in found], device=device),
-        }
-
 
 @dataclass(frozen=True)
 class Packing:

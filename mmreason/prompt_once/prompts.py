@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from mmreason.errors import DataError
-from mmreason.prompt_once.support import bare_model
 
 if TYPE_CHECKING:
     from mmreason.policy.policy import Policy, Prepared
@@ -38,6 +37,37 @@ class Picture:
     def num_tokens(self, merge_size: int) -> int:
         t, h, w = self.grid
         return t * h * w // merge_size**2
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the vision tower made of pictures, under the names that the models read.
+
+    Attributes:
+        pooler_output: for each picture, `[tokens, hidden]`.
+        deepstack_features: for each early layer that gets some, the same (Qwen3-VL); None for other families.
+    """
+
+    pooler_output: tuple[torch.Tensor, ...]
+    deepstack_features: list[tuple[torch.Tensor, ...]] | None
+
+    def select(self, index: Sequence[int]) -> Features:
+        """These pictures, in this order; one may come several times."""
+        deep = self.deepstack_features
+        return Features(
+            tuple(self.pooler_output[i] for i in index),
+            None if deep is None else [tuple(level[i] for i in index) for level in deep],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Features]) -> Features:
+        """All pictures of several."""
+        deep = [part.deepstack_features for part in parts]
+        levels = range(len(deep[0])) if deep[0] is not None else None
+        return cls(
+            tuple(picture for part in parts for picture in part.pooler_output),
+            None if levels is None else [tuple(p for d in deep if d is not None for p in d[level]) for level in levels],
+        )
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,11 @@ class Prompt:
         return int(self.positions.max()) + 1
 
 
+def bare_model(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def digest_of(image: Image.Image) -> Digest:
     """Content digest of a picture: its mode, size and pixels."""
     content = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
@@ -75,12 +110,14 @@ class PromptStore:
         prompts: distinct prompts in order of first appearance.
         pictures: digest -> picture.
         processor_calls: pictures given to the image processor so far.
+        features: digest -> features of pictures encoded so far, for a tower whose weights do not change; None = keep none.
     """
 
     policy: Policy
     prompts: list[Prompt] = field(default_factory=list)
     pictures: dict[Digest, Picture] = field(default_factory=dict)
     processor_calls: int = 0
+    features: dict[Digest, Features] | None = None
     _known: dict[tuple[tuple[int, ...], tuple[Digest, ...]], int] = field(default_factory=dict)
     #: id(prepared) -> index, with the object itself, so that the id stays its own.
     _seen: dict[int, tuple[Prepared, int]] = field(default_factory=dict)
@@ -116,7 +153,27 @@ class PromptStore:
         grids = torch.tensor([self.pictures[d].grid for d in pictures]) if pictures else None
         kinds = (tokens == model.config.image_token_id).int()
         found, _ = model.model.get_rope_index(tokens, mm_token_type_ids=kinds, image_grid_thw=grids)
-        return found[:, 0]
+        positions: torch.Tensor = found[:, 0]
+        return positions
+
+    def pixels(self, digests: Sequence[Digest]) -> dict[str, torch.Tensor]:
+        """`pixel_values [M, D]` and `image_grid_thw [pictures, 3]` of these pictures; empty for none."""
+        if not digests:
+            return {}
+        found = [self.pictures[digest] for digest in digests]
+        grids = torch.tensor([picture.grid for picture in found], device=found[0].patches.device)
+        return {"pixel_values": torch.cat([picture.patches for picture in found]), "image_grid_thw": grids}
+
+    def kept_features(self, digests: Sequence[Digest]) -> Features | None:
+        """Features of these pictures if all of them have been kept."""
+        if not digests or self.features is None or any(digest not in self.features for digest in digests):
+            return None
+        return Features.join([self.features[digest] for digest in digests])
+
+    def keep_features(self, digests: Sequence[Digest], features: Features) -> None:
+        """Keep what a frozen tower made of these pictures."""
+        if self.features is not None:
+            self.features |= {digest: features.select([i]) for i, digest in enumerate(digests)}
 
     def _index_of(self, ids: tuple[int, ...], pictures: tuple[Digest, ...]) -> int:
         key = (ids, pictures)

@@ -16,8 +16,8 @@ from mmreason.errors import ModelError
 from mmreason.prompt_once.attention import PackedForward
 from mmreason.prompt_once.generation import Generation
 from mmreason.prompt_once.packing import PackedInputs
-from mmreason.prompt_once.prompts import PromptStore
-from mmreason.prompt_once.support import bare_model, enable, unsupported_reason
+from mmreason.prompt_once.prompts import PromptStore, bare_model
+from mmreason.prompt_once.support import enable, explicit_attention, unsupported_reason
 from mmreason.prompt_once.tiers import ChosenTier, choose
 
 if TYPE_CHECKING:
@@ -42,15 +42,20 @@ class Sharing:
     token_budget: int
 
     @classmethod
-    def set_up(cls, model: Any, config: PolicyConfig) -> Sharing | None:
+    def set_up(cls, model: Any, config: PolicyConfig, attention: str = "auto") -> Sharing | None:
         """Prepare a model for shared prompts, as `config` asks.
+
+        Args:
+            model: bare or in PEFT.
+            config: `policy.*`.
+            attention: `model.attention`; kernels asked for by name are left alone.
 
         Raises:
             ModelError: `policy.prompt_once=force` and the model cannot, or the tier asked for does not run here.
         """
         if config.prompt_once == "off":
             return None
-        reason = unsupported_reason(model)
+        reason = unsupported_reason(model) or explicit_attention(model, attention)
         if reason is not None:
             if config.prompt_once == "force":
                 raise ModelError(
@@ -78,6 +83,10 @@ class Sharing:
 
         The head projects the scored positions only, in tiles, and never holds `[tokens, vocabulary]`.
         """
+        features = store.kept_features(inputs.pictures)
+        shown: dict[str, Any] = store.pixels(inputs.pictures)
+        if features is not None:
+            shown = {"mm_encoder_outputs": {"image": features}}
         forward = PackedForward(inputs.layout, self.tier.attend, inputs.image_index or None, inputs.scored)
         return model(
             input_ids=inputs.input_ids,
@@ -85,5 +94,5 @@ class Sharing:
             shift_labels=inputs.shift_labels,
             fused_lm_head=True,
             prompt_once=forward,
-            **inputs.pixels(store),
+            **shown,
         )

@@ -8,19 +8,15 @@ only the hidden states that are scored go on to the head.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 
 from mmreason.prompt_once.attention import ATTENTION_NAME, Forward
+from mmreason.prompt_once.prompts import Features, bare_model
+from mmreason.prompt_once.windows import WINDOW_ATTENTION_NAME
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-
-
-def bare_model(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def unsupported_reason(model: Any) -> str | None:
@@ -39,10 +35,15 @@ def unsupported_reason(model: Any) -> str | None:
         return f"dropout is {max(dropout)}, and shared prompts would share its draws"
     if any(hasattr(module, "sinks") for module in model.modules()):
         return "its attention has sinks"
-    current = text._attn_implementation
-    if current not in ("sdpa", "eager", ATTENTION_NAME):
-        return f"model.attention={current} is used; with model.attention=sdpa prompts are shared and flash kernels still used"
     return None
+
+
+def explicit_attention(model: Any, asked: str) -> str | None:
+    """Why the attention that `model.attention` asks for by name rules sharing out; None if it does not."""
+    if asked in ("auto", "sdpa"):
+        return None
+    current = bare_model(model).config.get_text_config()._attn_implementation
+    return f"model.attention={asked} asks for {current}; with auto or sdpa prompts are shared, by flash kernels where there are any"
 
 
 def enable(model: Any) -> None:
@@ -51,6 +52,7 @@ def enable(model: Any) -> None:
     if base.config.get_text_config()._attn_implementation == ATTENTION_NAME:
         return
     base.set_attn_implementation({"text_config": ATTENTION_NAME})
+    base.model.visual.config._attn_implementation = WINDOW_ATTENTION_NAME
     base.model.register_forward_pre_hook(_encode_each_image_once, with_kwargs=True)
     base.model.register_forward_hook(_keep_scored, with_kwargs=True)
 
@@ -69,18 +71,15 @@ def _encode_each_image_once(
     kwargs = dict(kwargs)
     features = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
     if features is None:
-        features = module.get_image_features(kwargs.pop("pixel_values"), kwargs.pop("image_grid_thw"), return_dict=True)
-    kwargs["mm_encoder_outputs"] = {"image": spread_features(features, forward.image_index)}
+        features = encode(module, kwargs.pop("pixel_values"), kwargs.pop("image_grid_thw"))
+    kwargs["mm_encoder_outputs"] = {"image": features.select(forward.image_index)}
     return args, kwargs
 
 
-def spread_features(features: Any, index: tuple[int, ...]) -> Any:
-    """Features of distinct images, put in the order of the placeholders; `index` names the image of each."""
-    spread = copy.copy(features)
-    spread.pooler_output = tuple(features.pooler_output[i] for i in index)
-    if getattr(features, "deepstack_features", None) is not None:
-        spread.deepstack_features = [tuple(level[i] for i in index) for level in features.deepstack_features]
-    return spread
+def encode(backbone: Any, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor) -> Features:
+    """Features of pictures, each encoded once."""
+    made = backbone.get_image_features(pixel_values, image_grid_thw, return_dict=True)
+    return Features(tuple(made.pooler_output), getattr(made, "deepstack_features", None))
 
 
 def _keep_scored(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

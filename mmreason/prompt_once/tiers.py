@@ -52,7 +52,9 @@ def load(name: str) -> Tier:
     return known[name]()
 
 
-def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto", num_heads: int = 4, head_dim: int = 64) -> ChosenTier:
+def choose(
+    device: torch.device, dtype: torch.dtype, wanted: str = "auto", num_heads: int = 4, head_dim: int = 64
+) -> ChosenTier:
     """The first tier in `ORDER` that runs here and is right, or the one that is wanted.
 
     Raises:
@@ -67,7 +69,9 @@ def choose(device: torch.device, dtype: torch.dtype, wanted: str = "auto", num_h
         passed[name] = reason
     if wanted == "auto":
         raise ModelError(f"no attention tier runs on {device}: {passed}")
-    raise ModelError(f"policy.attention_tier={wanted} cannot be used here: {passed[wanted]}. Use policy.attention_tier=auto.")
+    raise ModelError(
+        f"policy.attention_tier={wanted} cannot be used here: {passed[wanted]}. Use policy.attention_tier=auto."
+    )
 
 
 def self_check(name: str, device: torch.device, dtype: torch.dtype, num_heads: int, head_dim: int) -> str | None:

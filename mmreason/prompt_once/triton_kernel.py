@@ -80,11 +80,12 @@ class Blocks:
 
 
 def blocks_for(dtype: torch.dtype, head_dim: int) -> Blocks:
-    """Tiles that fit 99 KB of shared memory (compute capability 8.6) without spilling registers."""
+    """Tiles that fit 99 KB of shared memory (compute capability 8.6); those of 16 bits without spilling registers."""
     head = max(16, 1 << (head_dim - 1).bit_length())
+    warps = 8 if head >= 64 else 4
     if dtype == torch.float32:  # no tensor cores: exact, and only for checks
-        return Blocks(32, 32, head, 4, 1)
-    return Blocks(64, 64, head, 4 if head <= 64 else 8, 2)
+        return Blocks(32, 32, head, warps, 1)
+    return Blocks(64, 64, head, warps, 2)
 
 
 def make_tiles(layout: PackedLayout, block_queries: int, block_keys: int) -> tuple[Ints, Ints, Ints]:

@@ -134,6 +134,26 @@ def varlen_tier(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Packe
     return ragged_attention(q, k, v, layout, scale, torch_kernel)
 
 
+def windows_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why `window_kernel` cannot be used here; None if it can."""
+    return _varlen_problem(device, dtype)
+
+
+def window_kernel(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_lengths: torch.Tensor, longest: int, scale: float
+) -> torch.Tensor:
+    """Attention both ways inside each of many windows, `[T, H, D]`, by torch's ragged kernel."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if "scale" not in inspect.signature(varlen_attn).parameters:
+        q = q * (scale * q.shape[2] ** 0.5)
+        out = varlen_attn(q, k, v, cu_lengths, cu_lengths, longest, longest)
+    else:
+        out = varlen_attn(q, k, v, cu_lengths, cu_lengths, longest, longest, scale=scale)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
 # ------------------------------------------------------------------------------------------------ flash-attn
 
 
@@ -148,10 +168,10 @@ def _flash_function() -> Callable[..., Any] | str:
     for name in ("flash_attn_interface", "flash_attn") if hopper else ("flash_attn",):
         try:
             function = importlib.import_module(name).flash_attn_varlen_func
-        except ModuleNotFoundError:
-            continue
-        except (ImportError, AttributeError) as error:  # built for another torch, or another package of that name
-            reason = f"the package {name} cannot be used: {error}"
+        except (ImportError, AttributeError) as error:
+            # Anything but its absence: built for another torch, or another package of that name.
+            if getattr(error, "name", None) != name or not isinstance(error, ModuleNotFoundError):
+                reason = f"the package {name} cannot be used: {error}"
             continue
         missing = FLASH_KEYWORDS - set(inspect.signature(function).parameters)
         if not missing:
@@ -201,8 +221,10 @@ def flash_attn_tier(
 
 def cuda_problem(device: torch.device) -> str | None:
     """Why kernels for 16-bit floats cannot run on a device; None if they can."""
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda":
         return f"needs a CUDA device; the tensors are on {device.type}"
+    if not torch.cuda.is_available():
+        return "needs a CUDA device; torch sees none"
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is None and capability < MIN_CAPABILITY:
         return f"needs a CUDA device of capability 8.0 or more; {device} has {capability[0]}.{capability[1]}"

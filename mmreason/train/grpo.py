@@ -145,7 +145,7 @@ class _Batch:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):  # type: ignore[misc]
+class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
     """TRL's GRPO with our rows, rewards, records and checkpoints.
 
     Args:

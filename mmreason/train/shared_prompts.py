@@ -21,8 +21,9 @@ from mmreason.policy.policy import Policy, Prepared
 from mmreason.prompt_once.generation import Sampling
 from mmreason.prompt_once.layout import token_ratio
 from mmreason.prompt_once.packing import Completion, group_completions, pack
-from mmreason.prompt_once.prompts import PromptStore
+from mmreason.prompt_once.prompts import Features, PromptStore
 from mmreason.prompt_once.sharing import Sharing
+from mmreason.prompt_once.support import tower_is_frozen
 
 
 class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
@@ -37,10 +38,13 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
     policy: Policy
     sharing: Sharing | None
     sharing_metrics: dict[str, float]
+    _buffered_inputs: list[dict[str, Any]] | None
 
     def begin_batch(self, prepared: Sequence[Prepared]) -> None:
         """Take the rows of the next generation batch; each distinct prompt and picture is processed once."""
-        self._store = PromptStore(self.policy)
+        # A tower that is not trained makes the same features in every pass, and in the reference model too.
+        kept: dict[str, Features] | None = {} if tower_is_frozen(self.policy.model) else None
+        self._store = PromptStore(self.policy, features=kept)
         self._prompt_of_row = self._store.add(prepared)
         self.sharing_metrics = {
             "prompt_once/prompts": float(len(self._store.prompts)),
@@ -183,21 +187,19 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
     def _stock_fields(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """Pictures of the rows as TRL's own path wants them: one copy a row."""
         shown = [self._store.prompts[index].pictures for index in self._prompt_of_row]
-        found = [self._store.pictures[digest] for pictures in shown for digest in pictures]
-        if not found:
+        pixels = self._store.pixels([digest for pictures in shown for digest in pictures])
+        if not pixels:
             return {}
-        image_id = self.policy.model.config.image_token_id
         return {
-            "pixel_values": torch.cat([picture.patches for picture in found]),
-            "image_grid_thw": torch.tensor([picture.grid for picture in found], device=input_ids.device),
+            **pixels,
             "num_images": [len(pictures) for pictures in shown],
-            "mm_token_type_ids": (input_ids == image_id).int(),
+            "mm_token_type_ids": (input_ids == self.policy.model.config.image_token_id).int(),
         }
 
 
 def whole_groups_shuffled(prompt_index: torch.Tensor) -> torch.Tensor:
     """An order of rows, `[N]`, in which groups are shuffled and the rows of each stand together."""
-    groups = prompt_index.unique(return_inverse=True)[1]
+    groups = torch.unique(prompt_index, return_inverse=True)[1]
     rank = torch.randperm(int(groups.max()) + 1).to(groups.device)
     return rank[groups].argsort(stable=True)
 
