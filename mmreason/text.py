@@ -36,17 +36,22 @@ def split_tags(text: str) -> list[Segment]:
         Segments such as `[("think", "a red one"), (None, "\\n"), ("answer", "[1, 2, 3, 4]")]`, tags removed,
         empty text outside blocks left out. Text over `MAX_TEXT_CHARS` is one segment without a tag.
     """
+    return [(tag, text[start:end]) for tag, start, end in tag_spans(text)]
+
+
+def tag_spans(text: str) -> list[tuple[str | None, int, int]]:
+    """Where the segments of `split_tags` lie: `(tag, start, end)`; what lies between them is tags."""
     if len(text) > MAX_TEXT_CHARS:
-        return [(None, text)]
+        return [(None, 0, len(text))]
     tokens = list(_tag_pattern(("think", "answer")).finditer(text))
     first_thinking_tag = next((token[0] for token in tokens if token[2] == "think"), None)
     inside: str | None = "think" if first_thinking_tag == "</think>" else None
     start = 0
-    segments: list[Segment] = []
+    spans: list[tuple[str | None, int, int]] = []
 
     def close(end: int, tag: str | None) -> None:
         if tag is not None or end > start:
-            segments.append((tag, text[start:end]))
+            spans.append((tag, start, end))
 
     for token in tokens:
         tag = token[0]
@@ -61,7 +66,7 @@ def split_tags(text: str) -> list[Segment]:
             close(token.start(), token[2] if closes else None)
             start, inside = token.end(), None if closes else token[2]
     close(len(text), "think" if inside == "think" else None)
-    return segments
+    return spans
 
 
 def extract_answer(text: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from report_runs import HOSTILE, make_run
@@ -218,6 +218,7 @@ def test_no_record_breaks_the_page(fields: dict[str, Any], completion: str) -> N
     json.loads(embed_json(group))
 
 
+@example("</think></think><answer></think>")
 @given(st.one_of(TAGGY, st.text()))
 def test_segments_join_to_the_completion(completion: str) -> None:
     segments = segments_of(completion)

@@ -17,7 +17,7 @@ from mmreason.boxes import Boxes, Frame, parse_boxes
 from mmreason.errors import BoxError
 from mmreason.records import ImageGeometry
 from mmreason.run_records import read_rollouts
-from mmreason.text import split_tags
+from mmreason.text import tag_spans
 
 #: Rollouts on one page, and characters of text over all of them.
 MAX_ROLLOUTS = 4_000
@@ -33,7 +33,6 @@ MAX_POINTS = 1_000
 #: A predicted box that overlaps less than this with every true one counts as off (accuracy@0.5).
 IOU_HIT = 0.5
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 Record = Mapping[str, Any]
 Segment = tuple[str, str]
@@ -133,20 +132,10 @@ def segments_of(completion: str) -> list[Segment]:
     """Cut a completion into `(kind, text)`, kind `think`, `answer`, `text` or `tag`; the texts join to it."""
     found: list[Segment] = []
     position = 0
-    for index, (kind, content) in enumerate(split_tags(completion)):
-        start = position
-        while (index or kind) and (tag := _tag_at(completion, position)):
-            position += len(tag)
-            if completion.startswith(content, position):
-                break
-        if not completion.startswith(content, position):
-            position = max(start, completion.find(content, start))
-        if position > start:
-            found.append(("tag", completion[start:position]))
-        found.append((kind or "text", content))
-        position += len(content)
-    if position < len(completion):
-        found.append(("tag", completion[position:]))
+    for kind, start, end in tag_spans(completion):
+        found += [("tag", completion[position:start]), (kind or "text", completion[start:end])]
+        position = end
+    found.append(("tag", completion[position:]))
     return [segment for segment in found if segment[1]]
 
 
@@ -316,10 +305,6 @@ def _spread(
     if count == 1:
         return [keys[-1]]
     return [keys[round(index * (len(keys) - 1) / (count - 1))] for index in range(count)]
-
-
-def _tag_at(text: str, position: int) -> str:
-    return next((tag for tag in _TAGS if text.startswith(tag, position)), "")
 
 
 def _items(value: object) -> list[Any]:
