@@ -11,7 +11,7 @@ import numpy as np
 from mmreason.boxes import Frame
 from mmreason.data.base import Split, task
 from mmreason.data.grounding import PLACE_MARGIN, SIZE_MARGIN
-from mmreason.data.scene_tasks import SceneTask, seen_box, think_then_answer
+from mmreason.data.scene_tasks import SceneTask, seen_box, think_then_answer, write_object
 from mmreason.data.scenes import Scene, SceneObject, SceneOptions
 from mmreason.records import ImageGeometry, Row
 
@@ -95,21 +95,21 @@ KINDS = {"count": _count, "attribute": _attribute, "compare": _compare, "relatio
 def work_out(question: SceneQuestion, geometry: ImageGeometry, frame: Frame) -> str:
     """The step between a list of objects and the answer, in words and in numbers of the model's own frame.
 
-    `red star, red circle: 2`, `red star`, `red star 41, blue circle 28: more`.
+    `red star, red circle: 2`, `red star`, `red star [12, 30, 52, 71] 41, blue circle [60, 11, 88, 39] 28: more`: a number stands
+    beside the box that it follows from, so that it is read off and not looked up again.
     """
     names = [item.name for item in question.about]
     if question.measure is None:
         return ", ".join(names)
     if question.measure == "count":
         return f"{', '.join(names) or 'none'}: {len(names)}"
-    values = []
+    told, values = [], []
     for item in question.about:
         x1, y1, x2, y2 = seen_box(item.box, geometry, frame)
-        values.append(
-            {"size": math.sqrt((x2 - x1) * (y2 - y1)), "x": (x1 + x2) / 2, "y": (y1 + y2) / 2}[question.measure]
-        )
-    told = ", ".join(f"{name} {round(value)}" for name, value in zip(names, values, strict=True))
-    return f"{told}: {'more' if values[0] > values[1] else 'less'}"
+        value = {"size": math.sqrt((x2 - x1) * (y2 - y1)), "x": (x1 + x2) / 2, "y": (y1 + y2) / 2}[question.measure]
+        told.append(f"{write_object(item, geometry, frame)} {round(value)}")
+        values.append(value)
+    return f"{', '.join(told)}: {'more' if values[0] > values[1] else 'less'}"
 
 
 @task("scene_qa")

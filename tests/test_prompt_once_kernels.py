@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,8 @@ def compile_kernels() -> dict[str, dict[str, Any]]:
 
     report = {}
     kernels = (triton_kernel.forward_kernel, triton_kernel.query_gradient_kernel, triton_kernel.key_gradient_kernel)
-    jobs = [(kernel, "bf16", 128, architecture) for kernel in kernels for architecture in (86, 90)]
-    for kernel, kind, head_dim, architecture in [*jobs, (kernels[0], "fp32", 16, 90)]:
+    jobs = [(kernel, "bf16", 128, 90) for kernel in kernels]
+    for kernel, kind, head_dim, architecture in [*jobs, (kernels[2], "bf16", 128, 86), (kernels[0], "fp32", 16, 90)]:
         dtype = torch.bfloat16 if kind == "bf16" else torch.float32
         constants = triton_kernel.constants(8, head_dim, dtype)
         options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
@@ -196,7 +195,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path, monkeypatch:
     """99 KB is what a program may have on compute capability 8.6 and 8.9, the smallest of those served."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     report = another_process("compile", interpret=False)
-    assert len(report) == 7
+    assert len(report) == 5
     for name, facts in report.items():
         assert facts["shared"] <= 99 * 1024, name
         assert facts["tensor_cores"] == ("bf16" in name), name
@@ -356,17 +355,13 @@ def test_gather_has_the_gradient_of_index_select() -> None:
 
 
 def test_gather_sums_gradients_in_fp32() -> None:
-    """In bf16, 256 + 1 is 256: a sum of 512 ones would stop there, as index_select's does."""
+    """In bf16, 256 + 1 is 256: a sum of 512 ones would stop there, as the gradient of `x[index]` does."""
     x = torch.zeros(3, 2, 16, dtype=torch.bfloat16, requires_grad=True)
     index = torch.ones(512, dtype=torch.long)
-
-    def gradient(gather: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> set[float]:
-        (grad,) = torch.autograd.grad(gather(x, index).sum(), x)
-        assert grad.dtype == torch.bfloat16
-        return {*grad[1].flatten().tolist()}
-
-    assert gradient(varlen.gather_keys) == {512.0}
-    assert gradient(lambda x, index: x.index_select(0, index)) == {256.0}
+    (grad,) = torch.autograd.grad(varlen.gather_keys(x, index).sum(), x)
+    assert grad.dtype == torch.bfloat16
+    assert (grad[1] == 512).all()
+    assert (grad[[0, 2]] == 0).all()
 
 
 # ------------------------------------------------------------------------------------------------ what runs where

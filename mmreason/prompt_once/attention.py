@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from mmreason.prompt_once.layout import PackedLayout
+from mmreason.prompt_once.varlen import gather_keys
 
 #: The name in transformers' registry. It must not contain "flash", which transformers takes for its own kernels.
 ATTENTION_NAME = "mmreason_prompt_once"
@@ -38,23 +39,23 @@ class Tier(Protocol):
 
 def sdpa_tier(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PackedLayout, scale: float) -> torch.Tensor:
     """Two kinds of padded SDPA calls: prefixes causally, suffixes over the gathered keys of prefix and self."""
-    prefixes, suffixes = layout.padded(q.device)
+    calls = layout.padded(q.device)
     gqa = q.shape[1] != k.shape[1]
     parts: list[torch.Tensor] = []
-    places: list[torch.Tensor] = []
-    for prefix in prefixes:
-        qp, kp, vp = (x[prefix.index].transpose(1, 2) for x in (q, k, v))
+    for prefix in calls.prefixes:
+        qp, kp, vp = (_rows(x, prefix.index) for x in (q, k, v))
         out = scaled_dot_product_attention(qp, kp, vp, is_causal=True, scale=scale, enable_gqa=gqa)
-        parts.append(out.transpose(1, 2)[prefix.real])
-        places.append(prefix.index[prefix.real])
-    for call in suffixes:
-        qs, ks, vs = q[call.queries].transpose(1, 2), k[call.keys].transpose(1, 2), v[call.keys].transpose(1, 2)
+        parts.append(out.transpose(1, 2).flatten(0, 1)[prefix.real])
+    for call in calls.suffixes:
+        qs, ks, vs = _rows(q, call.queries), _rows(k, call.keys), _rows(v, call.keys)
         out = scaled_dot_product_attention(qs, ks, vs, attn_mask=call.mask, scale=scale, enable_gqa=gqa)
-        parts.append(out.transpose(1, 2)[call.real])
-        places.append(call.queries[call.real])
-    back = torch.empty_like(places[0].new_empty(q.shape[0]))
-    back[torch.cat(places)] = torch.arange(q.shape[0], device=q.device)
-    return torch.cat(parts)[back]
+        parts.append(out.transpose(1, 2).flatten(0, 1)[call.real])
+    return torch.cat(parts)[calls.back]
+
+
+def _rows(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`[T, H, D]` gathered by `[N, L]` to `[N, H, L, D]`; shared keys add up their gradients in float32."""
+    return gather_keys(x, index.flatten()).view(*index.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def dense_tier(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: PackedLayout, scale: float) -> torch.Tensor:

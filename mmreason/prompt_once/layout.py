@@ -142,7 +142,7 @@ class PaddedCall:
         queries: `[N, Q]` flat positions of the suffixes' tokens; padding repeats position 0.
         keys: `[N, K]` flat positions of prefix and suffix; padding repeats position 0.
         mask: `[N, 1, Q, K]` true where a query may attend.
-        real: `[N, Q]` true where a query is no padding.
+        real: `[n]` cells of `[N, Q]`, counted through, that are no padding.
     """
 
     queries: torch.Tensor
@@ -153,10 +153,24 @@ class PaddedCall:
 
 @dataclass(frozen=True)
 class PaddedPrefixes:
-    """Prefixes whose lengths are alike, as one right-padded causal call: `index` and `real` are `[B, Q]`."""
+    """Prefixes whose lengths are alike, as one right-padded causal call: flat positions `index [B, Q]`; `real` as above."""
 
     index: torch.Tensor
     real: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PaddedCalls:
+    """All padded calls of a packed row.
+
+    Attributes:
+        prefixes, suffixes: the calls.
+        back: `[T]` where in their real outputs, prefixes first and one after the other, each token of the row is.
+    """
+
+    prefixes: tuple[PaddedPrefixes, ...]
+    suffixes: tuple[PaddedCall, ...]
+    back: torch.Tensor
 
 
 @dataclass
@@ -230,7 +244,7 @@ class PackedLayout:
         """Cumulative lengths and the gather of keys for kernels that take ragged sequences."""
         return self.once(("varlen", device), lambda: _varlen_index(self, device))
 
-    def padded(self, device: torch.device) -> tuple[list[PaddedPrefixes], list[PaddedCall]]:
+    def padded(self, device: torch.device) -> PaddedCalls:
         """Padded calls for SDPA: prefixes, and suffixes over their prefix."""
         return self.once(("padded", device), lambda: _padded_calls(self, device))
 
@@ -252,7 +266,9 @@ class PackedLayout:
     def once(self, key: Any, make: Callable[[], Made]) -> Made:
         """Result of `make`, made once and kept under `key` as long as the layout lives."""
         if key not in self._cache:
-            self._cache[key] = make()
+            # Why: index tensors made in inference mode could not be used by a later pass with gradients.
+            with torch.inference_mode(False):
+                self._cache[key] = make()
         return cast(Made, self._cache[key])
 
 
@@ -313,16 +329,22 @@ def _alike(lengths: Ints) -> list[Ints]:
     return [np.sort(np.asarray(run, np.int64)) for run in runs]
 
 
-def _padded_calls(layout: PackedLayout, device: torch.device) -> tuple[list[PaddedPrefixes], list[PaddedCall]]:
-    prefixes = []
+def _padded_calls(layout: PackedLayout, device: torch.device) -> PaddedCalls:
+    prefixes: list[PaddedPrefixes] = []
+    order: list[Ints] = []
     for run in _alike(layout.lengths[layout.prefixes]):
-        segments = layout.prefixes[run]
-        index, real = _padded_index([layout.positions_of(int(s)) for s in segments])
-        prefixes.append(PaddedPrefixes(torch.as_tensor(index, device=device), torch.as_tensor(real, device=device)))
+        index, real = _padded_index([layout.positions_of(int(s)) for s in layout.prefixes[run]])
+        order.append(index[real])
+        cells = np.flatnonzero(real)
+        prefixes.append(PaddedPrefixes(torch.as_tensor(index, device=device), torch.as_tensor(cells, device=device)))
     calls = []
     for run in _alike(layout.key_lengths[layout.suffixes]) if len(layout.suffixes) else []:
-        calls.append(_padded_suffixes(layout, layout.suffixes[run], device))
-    return prefixes, calls
+        segments = layout.suffixes[run]
+        order.extend(layout.positions_of(int(s)) for s in segments)
+        calls.append(_padded_suffixes(layout, segments, device))
+    back = np.empty(layout.num_tokens, np.int64)
+    back[np.concatenate(order)] = np.arange(layout.num_tokens)
+    return PaddedCalls(tuple(prefixes), tuple(calls), torch.as_tensor(back, device=device))
 
 
 def _padded_index(positions: Sequence[Ints]) -> tuple[Ints, NDArray[np.bool_]]:
@@ -348,7 +370,7 @@ def _padded_suffixes(layout: PackedLayout, segments: Ints, device: torch.device)
         torch.as_tensor(queries, device=device),
         torch.as_tensor(keys, device=device),
         torch.as_tensor(mask[:, None], device=device),
-        torch.as_tensor(real, device=device),
+        torch.as_tensor(np.flatnonzero(real), device=device),
     )
 
 
