@@ -41,12 +41,12 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about 40 minutes) into runs/tiny_vlm_2/final
-	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm_1 trainer.num_threads=1 resume=auto
-	OMP_NUM_THREADS=2 $(BIN)/mmreason sft recipe=tiny_vlm_habit name=tiny_vlm_2 model.name=runs/tiny_vlm_1/final resume=auto
+tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about an hour) into runs/tiny_vlm/final
+	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm trainer.num_threads=1 resume=auto
 
-bench: $(VENV)/.base ## seconds and tokens of each stage of a step, beside stock TRL
+bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, and what sharing prompts saves
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.prompt_once
 
 wheel: $(VENV)/.dev ## build the wheel into dist/
 	rm -rf dist build/lib && $(BIN)/python -m build --wheel --outdir dist .

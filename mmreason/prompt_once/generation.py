@@ -142,6 +142,8 @@ class Generation:
         self.store = store
         self.multi_turn = multi_turn
         self.work = Work()
+        # No weight moves while rows are written: what was encoded stays true, at least until the generation ends.
+        self._encoded: dict[Digest, Features] = {} if store.features is None else store.features
         self.device: torch.device = next(self.model.parameters()).device
         distinct = list(dict.fromkeys(prompts))
         self.rows = [
@@ -185,14 +187,13 @@ class Generation:
         return hidden
 
     def _features(self, digests: Sequence[Digest]) -> Features:
-        kept = self.store.kept_features(digests)
-        if kept is not None:
-            return kept
-        pixels = self.store.pixels(digests)
-        self.work.patches += len(pixels["pixel_values"])
-        made = encode(self.model.model, **pixels)
-        self.store.keep_features(digests, made)
-        return made
+        missing = [digest for digest in digests if digest not in self._encoded]
+        if missing:
+            pixels = self.store.pixels(missing)
+            self.work.patches += len(pixels["pixel_values"])
+            made = encode(self.model.model, **pixels)
+            self._encoded |= {digest: made.select([i]) for i, digest in enumerate(missing)}
+        return Features.join([self._encoded[digest] for digest in digests])
 
     def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
         """Give a row more to read before it writes again, such as a tool's answer.
@@ -253,8 +254,15 @@ class Generation:
 
         Returns:
             New tokens of each of these rows.
+
+        Raises:
+            ValueError: a row has been sampled before, and the generation was not made with `multi_turn=True`.
         """
         wanted = list(range(len(self.rows)) if rows is None else rows)
+        if not wanted:
+            return []
+        if not all(self.rows[i].pending for i in wanted):
+            raise ValueError("a row is sampled a second time, but nothing was kept of it: use multi_turn=True")
         written: dict[int, list[int]] = {row: [] for row in wanted}
         alive = [self.rows[i] for i in wanted]
         places = torch.tensor([row.place for row in alive], device=self.device)

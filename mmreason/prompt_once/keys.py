@@ -58,7 +58,7 @@ class _Grid:
 
     def __init__(self, prompts: torch.Tensor) -> None:
         ordered = prompts.tolist()
-        self.distinct = list(dict.fromkeys(ordered))
+        self.distinct = sorted(set(ordered))
         counts: dict[int, int] = {}
         slots = []
         for prompt in ordered:

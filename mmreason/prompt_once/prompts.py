@@ -97,6 +97,8 @@ def bare_model(model: Any) -> Any:
 
 def digest_of(image: Image.Image) -> Digest:
     """Content digest of a picture: its mode, size and pixels."""
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
     content = hashlib.blake2b(f"{image.mode} {image.size}".encode(), digest_size=16)
     content.update(image.tobytes())
     return content.hexdigest()
@@ -169,11 +171,6 @@ class PromptStore:
         if not digests or self.features is None or any(digest not in self.features for digest in digests):
             return None
         return Features.join([self.features[digest] for digest in digests])
-
-    def keep_features(self, digests: Sequence[Digest], features: Features) -> None:
-        """Keep what a frozen tower made of these pictures."""
-        if self.features is not None:
-            self.features |= {digest: features.select([i]) for i, digest in enumerate(digests)}
 
     def _index_of(self, ids: tuple[int, ...], pictures: tuple[Digest, ...]) -> int:
         key = (ids, pictures)

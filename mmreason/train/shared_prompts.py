@@ -46,6 +46,8 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
         kept: dict[str, Features] | None = {} if tower_is_frozen(self.policy.model) else None
         self._store = PromptStore(self.policy, features=kept)
         self._prompt_of_row = self._store.add(prepared)
+        # Decided by the first pass over the batch, for all of them: their log-probs are compared with each other.
+        self._packs: bool | None = None
         self.sharing_metrics = {
             "prompt_once/prompts": float(len(self._store.prompts)),
             "prompt_once/pictures": float(self._store.processor_calls),
@@ -152,7 +154,9 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
         completions = self._completions(input_ids, attention_mask, logits_to_keep)
         ratio = token_ratio(group_completions(self._store, completions)[1])
         self.sharing_metrics |= {"prompt_once/token_ratio": ratio, "prompt_once/packed": 1.0}
-        if ratio < sharing.min_token_ratio:
+        if self._packs is None:
+            self._packs = ratio >= sharing.min_token_ratio
+        if not self._packs:
             self.sharing_metrics["prompt_once/packed"] = 0.0
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, **options, **self._stock_fields(input_ids)
