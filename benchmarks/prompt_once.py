@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from benchmarks import models, results
 from benchmarks.memory import update_peak
-from benchmarks.results import Measured
+from benchmarks.results import SIDES, Measured
 from benchmarks.sides import Case, Name, Settings, Side, Step, build, share_weights
 from mmreason.errors import ModelError
 from mmreason.prompt_once.tiers import ORDER, choose
@@ -48,62 +49,63 @@ GPU_MICRO = 64
 
 @dataclass
 class Watch:
-    """The time that a run may take: `limit_s` seconds in all, None = any."""
+    """The time that a run may take: `limit_s` seconds in all, None = any. `per_row` is what a pair of steps last took."""
 
     limit_s: float | None
     started: float = field(default_factory=time.monotonic)
+    per_row: float = 0.0
 
-    def has(self, seconds: float) -> bool:
-        """Whether so much time is left."""
-        return self.limit_s is None or time.monotonic() - self.started + seconds < self.limit_s
+    def has_time_for(self, case: Case) -> bool:
+        """Whether a pair of steps would be done in time."""
+        needed = self.per_row * case.rows
+        return self.limit_s is None or time.monotonic() - self.started + needed < self.limit_s
+
+    def done(self, case: Case, seconds: float) -> None:
+        """A pair of steps took this long."""
+        self.per_row = seconds / case.rows
 
 
 def measure(case: Case, settings: Settings, given: argparse.Namespace, watch: Watch) -> Measured:
-    """Take steps on both sides in turn; the first pair is not counted, unless no time is left for another."""
+    """Take steps on both sides in turn; the first pair is not counted, unless there is no other."""
     with tempfile.TemporaryDirectory() as name:
-        sides = {side: _open(side, case, settings, Path(name), given.repeats + 1) for side in ("ours", "stock")}
-        share_weights([sides["ours"], sides["stock"]])
-        pairs: list[dict[Name, Step]] = []
+        folder, steps = Path(name), given.repeats + 1
+        ours, stock = (build(side, case, settings, folder, steps) for side in SIDES)
+        share_weights([ours, stock])
         began = time.monotonic()
-        pairs.append({"ours": sides["ours"].take()})
-        sides["stock"], first = _first_step(sides, case, settings, Path(name), given.repeats + 1)
-        pairs[0]["stock"] = first
-        lasted = time.monotonic() - began
-        while len(pairs) <= given.repeats and watch.has(lasted):
+        first = ours.take()
+        stock, theirs = _first_step(stock, ours, settings, folder, steps)
+        pairs: list[dict[Name, Step]] = [{"ours": first, "stock": theirs}]
+        watch.done(case, time.monotonic() - began)
+        while len(pairs) < steps and watch.has_time_for(case):
             began = time.monotonic()
-            pairs.append({"ours": sides["ours"].take(), "stock": sides["stock"].take()})
-            lasted = time.monotonic() - began
-        measured = Measured.of(case, sides["ours"], sides["stock"], pairs[1:] or pairs, warm=len(pairs) > 1)
-        measured.flops = _flops(case, sides["ours"])
+            pairs.append({"ours": ours.take(), "stock": stock.take()})
+            watch.done(case, time.monotonic() - began)
+        measured = Measured.of(case, ours, stock, pairs[1:] or pairs, warm=len(pairs) > 1)
+        measured.flops = _flops(case, ours)
         if given.tiers:
-            measured.tiers = _tiers(sides["ours"], given.repeats)
-        for side in sides.values():
-            side.close()
+            measured.tiers = _tiers(ours, max(1, given.repeats))
+        ours.close()
+        stock.close()
     if settings.device == "cpu" and given.memory:
-        measured.memory = {side: update_peak(side, case, settings, given.threads) for side in ("ours", "stock")}
+        measured.memory = {side: update_peak(side, case, settings, given.threads) for side in SIDES}
     return measured
 
 
-def _open(name: Any, case: Case, settings: Settings, folder: Path, steps: int) -> Side:
-    return build(name, case, settings, folder, steps)
-
-
-def _first_step(sides: dict[Any, Side], case: Case, settings: Settings, folder: Path, steps: int) -> tuple[Side, Step]:
+def _first_step(stock: Side, ours: Side, settings: Settings, folder: Path, steps: int) -> tuple[Side, Step]:
     """Stock's first step; where the GPU is too small for it, with micro-batches of half the rows, and so on."""
-    stock = sides["stock"]
     while True:
         try:
             return stock, stock.take()
         except torch.cuda.OutOfMemoryError:
             if stock.micro <= 1:
                 raise
-            smaller = stock.micro // 2
+        settings = replace(settings, micro=stock.micro // 2)
         stock.close()
-        stock = build("stock", case, replace(settings, micro=smaller), folder, steps)
-        share_weights([sides["ours"], stock])
+        stock = build("stock", stock.case, settings, folder, steps)
+        share_weights([ours, stock])
 
 
-def _flops(case: Case, side: Side) -> dict[str, dict[str, float]]:
+def _flops(case: Case, side: Side) -> dict[Name, dict[str, float]]:
     patches = next(iter(side.trainer._store.pictures.values())).patches.shape[0]
     flops = models.Flops.of(side.policy.model, patches)
     sizes = (case.prompt, case.completion, case.group, case.prompts)
@@ -114,13 +116,14 @@ def _tiers(side: Side, repeats: int) -> dict[str, Any]:
     """Seconds of the update on ours' newest batch under every attention tier that runs here; a reason for the others."""
     text = side.policy.model.config.get_text_config()
     heads = text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     device = side.policy.device
     dtype = torch.bfloat16 if device.type == "cuda" else side.policy.model.dtype
     found: dict[str, Any] = {}
     chosen = side.trainer.sharing.tier
     for name in ORDER:
         try:
-            side.use_tier(choose(device, dtype, name, heads, text.hidden_size // heads))
+            side.use_tier(choose(device, dtype, name, heads, head_dim))
             side.update()
             found[name] = sorted(side.update() for _ in range(repeats))[repeats // 2]
         except ModelError as error:
@@ -159,7 +162,10 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--gradient-checkpointing", action=argparse.BooleanOptionalAction, help="default: on a GPU only"
     )
     parser.add_argument(
-        "--memory", action=argparse.BooleanOptionalAction, default=True, help="CPU: peak memory of updates"
+        "--memory",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="CPU: peak memory of an update, not for curves",
     )
     parser.add_argument("--tiers", action="store_true", help="also time the update under every attention tier")
     parser.add_argument("--curves", action="store_true", help="step time along G and along P, instead of a grid")
@@ -181,6 +187,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         )
     if given.gradient_checkpointing is None:
         given.gradient_checkpointing = on_gpu
+    given.memory = given.memory and not given.curves
     given.model = given.model or ("3b" if given.grid == "gpu" else "small")
     return given
 
@@ -205,17 +212,19 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     print(results.markdown_header(report), flush=True)
     peak = given.peak_tflops * 1e12 if given.peak_tflops else models.peak_flops(torch.device(given.device))
     measured: list[tuple[str, Measured]] = []
+    by_case: dict[Case, Measured] = {}
     for label, case in labelled:
-        if not watch.has(0.0):
-            print(f"\n{case}: left out, the time is up")
-            continue
-        found = measure(case, _micro(settings, case), given, watch)
-        measured.append((label, found))
-        print(f"\n{results.markdown_case(found, peak)}", flush=True)
+        if case not in by_case:
+            if not watch.has_time_for(case):
+                print(f"\n{case}: left out for lack of time")
+                continue
+            by_case[case] = measure(case, _micro(settings, case), given, watch)
+            print(f"\n{results.markdown_case(by_case[case], peak)}", flush=True)
+        measured.append((label, by_case[case]))
         report["cases"] = [{"along": along, **results.as_dict(one, peak)} for along, one in measured]
         if given.json:
             results.write_json(report, given.json)
-    print(f"\n{results.markdown_summary([one for _, one in measured])}")
+    print(f"\n{results.markdown_summary(list(by_case.values()))}")
     if given.plot:
         results.plot(measured, given.plot)
     return report
@@ -240,6 +249,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure and print."""
     given = arguments(words)
     torch.set_num_threads(given.threads)
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         run(given, Path(folder))
 

@@ -62,17 +62,17 @@ class Measured:
     case: Case
     warm: bool
     tier: str
-    micro: dict[str, int]
+    micro: dict[Name, int]
     pairs: list[dict[Name, Step]]
-    held: dict[str, int]
-    memory: dict[str, int] = field(default_factory=dict)
-    flops: dict[str, dict[str, float]] = field(default_factory=dict)
+    held: dict[Name, int]
+    memory: dict[Name, int] = field(default_factory=dict)
+    flops: dict[Name, dict[str, float]] = field(default_factory=dict)
     tiers: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, case: Case, ours: Side, stock: Side, pairs: list[dict[Name, Step]], warm: bool) -> Measured:
-        micro = {side.name: side.micro for side in (ours, stock)}
-        held = {side.name: side.held for side in (ours, stock)}
+        micro: dict[Name, int] = {side.name: side.micro for side in (ours, stock)}
+        held: dict[Name, int] = {side.name: side.held for side in (ours, stock)}
         return cls(case, warm, ours.trainer.sharing.tier.name, micro, pairs, held)
 
     # ------------------------------------------------------------------ figures
@@ -88,27 +88,37 @@ class Measured:
         amounts = {side: getattr(self.pairs[-1][side], what)["update"] for side in SIDES}
         return float(amounts["stock"] / amounts["ours"])
 
-    def seconds(self, side: Name, stage: str) -> Range:
-        return Range.of([_seconds(pair[side], stage) for pair in self.pairs])
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs of the update, stock / ours, by the formulas of `models.Flops`."""
+        return self.flops["stock"]["update"] / self.flops["ours"]["update"]
 
-    def ratio(self, stage: str) -> Range | None:
-        """Stock / ours; None for a stage that does not happen."""
-        if not _seconds(self.pairs[0]["ours"], stage):
+    def seconds(self, side: Name, stage: str, cpu: bool = False) -> Range:
+        return Range.of([pair[side].of(stage, cpu) for pair in self.pairs])
+
+    def ratio(self, stage: str, cpu: bool = False) -> Range | None:
+        """Stock / ours, of seconds or of CPU seconds; None for a stage that does not happen."""
+        if not self.pairs[0]["ours"].of(stage, cpu):
             return None
-        return Range.of([_seconds(pair["stock"], stage) / _seconds(pair["ours"], stage) for pair in self.pairs])
+        return Range.of([pair["stock"].of(stage, cpu) / pair["ours"].of(stage, cpu) for pair in self.pairs])
+
+    @property
+    def on_cpu(self) -> bool:
+        """No memory of a GPU was counted, because there was none."""
+        return not self.pairs[-1]["ours"].peaks
 
     def peak(self, side: Name, stage: str) -> int | None:
         """Bytes of a stage: on CUDA all that was allocated, on a CPU what the update needed."""
-        if self.pairs[-1][side].peaks:
+        if not self.on_cpu:
             return self.pairs[-1][side].peaks.get(stage)
         return self.memory.get(side) if stage == "update" else None
 
     @property
-    def update_memory(self) -> dict[str, int]:
+    def update_memory(self) -> dict[Name, int]:
         """Bytes that an update needs beyond those held anyway, by side; empty if not measured."""
         if self.memory:
             return self.memory
-        if not self.pairs[-1]["ours"].peaks:
+        if self.on_cpu:
             return {}
         return {side: self.pairs[-1][side].peaks["update"] - self.held[side] for side in SIDES}
 
@@ -117,10 +127,6 @@ class Measured:
         """Largest relative difference of the two sides' gradient norms."""
         norms = [(pair["ours"].gradient_norm, pair["stock"].gradient_norm) for pair in self.pairs]
         return max(abs(ours - stock) / stock for ours, stock in norms)
-
-
-def _seconds(step: Step, stage: str) -> float:
-    return step.total if stage == "step" else step.seconds.get(stage, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------ people
@@ -164,6 +170,7 @@ def markdown_case(found: Measured, peak_flops: float | None = None) -> str:
         ("ours, s", lambda stage: f"{found.seconds('ours', stage).median:.3f}"),
         ("stock, s", lambda stage: f"{found.seconds('stock', stage).median:.3f}"),
         ("stock / ours (range)", lambda stage: str(found.ratio(stage) or "")),
+        *([("of CPU time", lambda stage: str(found.ratio(stage, cpu=True) or ""))] if found.on_cpu else []),
         *[(f"tokens {side}", _count(found, side, "tokens")) for side in SIDES],
         *[(f"patches {side}", _count(found, side, "patches")) for side in SIDES],
     ]
@@ -205,7 +212,7 @@ def _speeds(found: Measured, side: Name, peak_flops: float) -> dict[str, dict[st
     """Completion tokens a second, and the share of the device's peak that the FLOPs this side needs amount to."""
     tokens = found.case.rows * found.case.completion
     flops = dict(found.flops[side])
-    if not _seconds(found.pairs[-1][side], "reference"):
+    if not found.pairs[-1][side].of("reference"):
         del flops["reference"]
     flops["step"] = sum(flops.values())
     medians = {stage: found.seconds(side, stage).median for stage in flops}
@@ -221,7 +228,7 @@ def _notes(found: Measured) -> str:
         f"{steps}; attention tier {found.tier}; rows in one forward and backward: "
         + ", ".join(f"{found.micro[side]} {side}" for side in SIDES),
         f"token ratio of the update: predicted {found.predicted_ratio:.2f}, counted {found.counted_ratio('tokens'):.2f}; "
-        f"patches: counted {found.counted_ratio('patches'):.2f}",
+        f"patches: counted {found.counted_ratio('patches'):.2f}; FLOPs: predicted {found.flops_ratio:.2f}",
         f"gradient norms differ by {found.gradient_difference:.1e} of their size",
     ]
     memory = found.update_memory
@@ -234,26 +241,30 @@ def _notes(found: Measured) -> str:
 
 
 def markdown_summary(all_found: Sequence[Measured]) -> str:
-    """One line a case: how many times faster ours is."""
+    """One line a case: how many times faster ours is; on a CPU, by CPU time in brackets."""
     stages = ("preprocess", "generate", "reference", "update", "step")
+    names = ("P", "C", "G", "B", "tokens predicted ×", "counted ×", "FLOPs predicted ×", *(f"{s} ×" for s in stages))
     lines = [
-        "| P | C | G | B | token ratio predicted | counted | "
-        + " | ".join(f"{s} ×" for s in stages)
-        + " | update memory, ours / stock |",
-        "|" + " ---: |" * (6 + len(stages) + 1),
+        "| " + " | ".join([*names, "update memory, ours / stock"]) + " |",
+        "|" + " ---: |" * (len(names) + 1),
     ]
     for found in all_found:
         case, memory = found.case, found.update_memory
-        ratios = [found.ratio(stage) for stage in stages]
         cells = [
             *map(str, (case.prompt, case.completion, case.group, case.prompts)),
-            f"{found.predicted_ratio:.2f}",
-            f"{found.counted_ratio('tokens'):.2f}",
-            *("" if ratio is None else f"{ratio.median:.2f}" for ratio in ratios),
+            *(f"{r:.2f}" for r in (found.predicted_ratio, found.counted_ratio("tokens"), found.flops_ratio)),
+            *(_both(found, stage) for stage in stages),
             f"{memory['ours'] / memory['stock']:.2f}" if memory else "",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _both(found: Measured, stage: str) -> str:
+    wall, cpu = found.ratio(stage), found.ratio(stage, cpu=True)
+    if wall is None or cpu is None:
+        return ""
+    return f"{wall.median:.2f}" + (f" ({cpu.median:.2f})" if found.on_cpu else "")
 
 
 # ------------------------------------------------------------------------------------------------ programs
@@ -269,9 +280,11 @@ def as_dict(found: Measured, peak_flops: float | None = None) -> dict[str, Any]:
         "micro": found.micro,
         "token_ratio": {"predicted": found.predicted_ratio, "counted": found.counted_ratio("tokens")},
         "patch_ratio": {"counted": found.counted_ratio("patches")},
+        "flops_ratio": {"predicted": found.flops_ratio},
         "gradient_norm_difference": found.gradient_difference,
         "seconds": {stage: {side: asdict(found.seconds(side, stage)) for side in SIDES} for stage in stages},
         "ratio": {stage: asdict(ratio) for stage in stages if (ratio := found.ratio(stage))},
+        "cpu_ratio": {stage: asdict(ratio) for stage in stages if (ratio := found.ratio(stage, cpu=True))},
         "update_bytes": found.update_memory,
         "held_bytes": found.held,
         "tiers": found.tiers,
@@ -289,7 +302,7 @@ def write_json(report: dict[str, Any], path: Path) -> None:
 
 
 def plot(measured: Sequence[tuple[str, Measured]], path: Path) -> None:
-    """Step time along G and along P, ours and stock, with the range of the steps as bars."""
+    """Step time along G and along P, ours and stock, with the range of the steps as bars; on a CPU, its CPU time."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels: Any = figure.subplots(1, 2)
     for panel, along, size in zip(panels, ("G", "P"), ("group", "prompt"), strict=True):
@@ -298,7 +311,7 @@ def plot(measured: Sequence[tuple[str, Measured]], path: Path) -> None:
             continue
         where = [getattr(one.case, size) for one in found]
         for side, color in zip(SIDES, ("#2b6cb0", "#c05621"), strict=True):
-            ranges = [one.seconds(side, "step") for one in found]
+            ranges = [one.seconds(side, "step", one.on_cpu) for one in found]
             bars = [[r.median - r.low for r in ranges], [r.high - r.median for r in ranges]]
             name = "mmreason" if side == "ours" else "stock TRL"
             panel.errorbar(where, [r.median for r in ranges], yerr=bars, marker="o", capsize=2, color=color, label=name)
@@ -306,7 +319,7 @@ def plot(measured: Sequence[tuple[str, Measured]], path: Path) -> None:
         rest = f"P = {case.prompt}" if along == "G" else f"G = {case.group}"
         panel.set_title(f"{rest}, C = {case.completion}, B = {case.prompts}", fontsize=10)
         panel.set_xlabel("completions of a prompt, G" if along == "G" else "tokens of a prompt, P")
-        panel.set_ylabel("seconds of a step")
+        panel.set_ylabel("CPU seconds of a step" if found[0].on_cpu else "seconds of a step")
         panel.set_xlim(left=0)
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)

@@ -125,29 +125,39 @@ def random_completions(case: Case, policy: Policy, seed: int) -> list[list[int]]
     special = set(policy.tokenizer.all_special_ids) | set(policy.banned_token_ids)
     ordinary = torch.tensor([i for i in range(len(policy.tokenizer)) if i not in special])
     drawn = torch.randint(len(ordinary), (case.rows, case.completion), generator=torch.Generator().manual_seed(seed))
-    return ordinary[drawn].tolist()  # type: ignore[no-any-return]
+    return ordinary[drawn].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ trainers
 
 
 class Clock(StageClock):
-    """Seconds by stage, and on CUDA the most memory allocated while a stage was running.
+    """Seconds by stage; also this process's CPU seconds, and on CUDA the most memory allocated while a stage was running.
 
     Attributes:
+        cpu_seconds: stage -> seconds that threads of this process were running.
         peaks: stage -> bytes.
     """
 
     def __init__(self) -> None:
         super().__init__(gpu_synchronize())
+        self.cpu_seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
+        self._cpu_since = 0.0
 
     def begin(self, name: str) -> None:
-        self.peaks = {}
+        self.cpu_seconds, self.peaks = {}, {}
+        self._cpu_since = time.process_time()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         super().begin(name)
 
     def _charge(self) -> None:
         super()._charge()
+        now = time.process_time()
+        if self.current:
+            self.cpu_seconds[self.current] = self.cpu_seconds.get(self.current, 0.0) + now - self._cpu_since
+        self._cpu_since = now
         if torch.cuda.is_available():
             if self.current:
                 self.peaks[self.current] = max(self.peaks.get(self.current, 0), torch.cuda.max_memory_allocated())
@@ -187,20 +197,24 @@ class Step:
     """What one step cost.
 
     Attributes:
-        seconds: by stage. tokens, patches: through the language model and the tower, by stage.
+        seconds: by stage. cpu_seconds: the same, but only while threads of this process were running: other work on
+            the machine counts little.
+        tokens, patches: through the language model and the tower, by stage.
         peaks: bytes allocated at most, by stage; empty on a CPU.
         gradient_norm: before clipping.
     """
 
     seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
     tokens: dict[str, int]
     patches: dict[str, int]
     peaks: dict[str, int]
     gradient_norm: float
 
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
+    def of(self, stage: str, cpu: bool = False) -> float:
+        """Seconds, or CPU seconds, of a stage or of the whole `step`; 0 for a stage that did not happen."""
+        spent = self.cpu_seconds if cpu else self.seconds
+        return sum(spent.values()) if stage == "step" else spent.get(stage, 0.0)
 
 
 @dataclass
@@ -255,9 +269,9 @@ class Side:
         """One whole step, from reading the rows to the optimizer."""
         trainer, meter = self.trainer, self.trainer.meter
         trainer.given = random_completions(self.case, self.policy, seed=self.taken)
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         batches = self.batch()
-        loading = time.perf_counter() - started
+        loading, cpu_loading = time.perf_counter() - started, time.process_time() - cpu_started
         trainer.accelerator.gradient_state._set_sync_gradients(True)  # accelerate's state is one for both sides
         for batch in batches:
             trainer.training_step(self.model, batch, None)
@@ -265,9 +279,11 @@ class Side:
             norm = trainer._get_grad_norm(self.model, grad_norm=trainer._clip_grad_norm(self.model))
             trainer.optimizer.step()
             self.model.zero_grad()
-        seconds = trainer.clock.end()
+        seconds, cpu_seconds = trainer.clock.end(), trainer.clock.cpu_seconds
         seconds["preprocess"] += loading
-        taken = Step(seconds, dict(meter.tokens), dict(meter.patches), trainer.clock.peaks, float(norm))
+        cpu_seconds["preprocess"] += cpu_loading
+        work = (dict(meter.tokens), dict(meter.patches))
+        taken = Step(seconds, cpu_seconds, *work, trainer.clock.peaks, float(norm))
         meter.tokens, meter.patches = Counter(), Counter()
         self.taken += 1
         self.held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0

@@ -185,6 +185,7 @@ def run_ours(config: RunConfig) -> Work:
     """Train with our trainer."""
     _fresh(config)
     policy = Policy.load(config.model, seed=config.seed)
+    policy.share_prompts(config.policy)
     rows, _ = training_rows(config, policy)
     trainer = Ours(policy, rows, config, RunFolder(Path(config.out) / "ours"))
     trainer.meter = Meter(trainer.clock)

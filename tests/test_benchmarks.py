@@ -1,0 +1,139 @@
+"""The benchmarks run, print and write what they promise, and compare two sides that compute the same."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import memory, models, prompt_once, results, sides
+from benchmarks.sides import Case, Settings
+
+CASE = Case(prompt=44, completion=6, group=4, prompts=2)
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU run; trainers would take the GPU")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_kept() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("benchmarks") / "model"
+    models.build(models.SIZES["small"], folder, torch.device("cpu"), max_pixels=448**2)
+    return Settings(str(folder), "cpu", beta=0.0, gradient_checkpointing=False, micro=None)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Markdown and JSON of one run with two cases."""
+    path = tmp_path_factory.mktemp("run") / "out.json"
+    words = [
+        "--case",
+        "44,6,4,2",
+        "--case",
+        "44,6,1,2",
+        "--repeats",
+        "1",
+        "--no-memory",
+        "--tiers",
+        "--peak-tflops",
+        "1",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
+        prompt_once.main([*words, "--json", str(path)])
+    return "\n".join(lines), json.loads(path.read_text())
+
+
+def test_ratios_are_numbers_for_every_stage(written: tuple[str, dict[str, Any]]) -> None:
+    cases = written[1]["cases"]
+    assert [case["case"]["group"] for case in cases] == [4, 1]
+    for case in cases:
+        assert set(case["ratio"]) == {*sides.STAGES, "step"}
+        ratios = [*case["ratio"].values(), *case["cpu_ratio"].values()]
+        values = [value for ratio in ratios for value in ratio.values()]
+        assert all(math.isfinite(value) and value > 0 for value in values)
+        assert case["tiers"]["sdpa"] > 0
+        assert case["speed"]["ours"]["update"]["mfu"] > 0
+
+
+def test_both_sides_compute_the_same(written: tuple[str, dict[str, Any]]) -> None:
+    for case in written[1]["cases"]:
+        assert all(step["ours"]["gradient_norm"] > 1e-3 for step in case["steps"])
+        assert case["gradient_norm_difference"] < 1e-4
+
+
+def test_counted_work_is_what_the_layout_predicts(written: tuple[str, dict[str, Any]]) -> None:
+    for case in written[1]["cases"]:
+        assert case["token_ratio"]["counted"] == pytest.approx(case["token_ratio"]["predicted"])
+        assert case["patch_ratio"]["counted"] == case["case"]["group"]
+        assert case["steps"][0]["stock"]["tokens"]["update"] == 2 * case["case"]["group"] * (44 + 6)
+
+
+def test_markdown_has_a_row_for_each_stage_and_case(written: tuple[str, dict[str, Any]]) -> None:
+    text, report = written
+    for stage in (*sides.STAGES, "step"):
+        assert text.count(f"\n| {stage} |") == 2
+    summary = text.split("| P | C | G | B |")[1].splitlines()
+    assert summary[2].startswith("| 44 | 6 | 4 | 2 |")
+    assert summary[3].startswith("| 44 | 6 | 1 | 2 |")
+    assert report["versions"]["trl"] in text
+
+
+def test_flops_are_those_that_torch_counts(small: Settings, tmp_path: Path) -> None:
+    case = Case(prompt=290, completion=16, group=4, prompts=1)
+    for name, shared in (("ours", True), ("stock", False)):
+        side = sides.build(name, case, small, tmp_path, steps=1)  # type: ignore[arg-type]
+        side.prepare()
+        with FlopCounterMode(display=False) as counter:
+            side.update()
+        flops = models.Flops.of(side.policy.model, patches=1024)
+        expected = flops.by_stage(case.prompt, case.completion, case.group, case.prompts, shared)["update"]
+        assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory cannot be reset here")
+def test_peak_memory_of_an_update(small: Settings) -> None:
+    case = Case(prompt=100, completion=8, group=8, prompts=2)
+    ours, stock = (memory.peak_here(name, case, small, threads=1) for name in results.SIDES)
+    assert 0 < ours < stock
+
+
+def test_prompts_have_the_length_asked_for(small: Settings, tmp_path: Path) -> None:
+    side = sides.build("ours", CASE, small, tmp_path, steps=1)
+    side.prepare()
+    assert {len(prompt.ids) for prompt in side.trainer._store.prompts} == {CASE.prompt}
+    assert {len(row) for row in side.trainer.given} == {CASE.completion}
+    (tmp_path / "short").mkdir()
+    with pytest.raises(ValueError, match="no prompt of 20 tokens"):
+        sides.write_rows(tmp_path / "short", replace(CASE, prompt=20), side.policy, 1)
+
+
+def test_plot_shows_both_curves(tmp_path: Path) -> None:
+    def found(case: Case) -> results.Measured:
+        spent = {"update": 1.0 + case.group}
+        steps = {name: sides.Step(spent, spent, {}, {}, {}, 1.0) for name in results.SIDES}
+        return results.Measured(case, True, "sdpa", {"ours": 8, "stock": 8}, [steps], {"ours": 0, "stock": 0})  # type: ignore[list-item]
+
+    path = tmp_path / "curves.svg"
+    results.plot([(along, found(case)) for along, case in prompt_once.curve_cases()], path)
+    assert path.read_text().count("<svg ") == 1
+    assert {case.group for along, case in prompt_once.curve_cases() if along == "G"} >= {1, 32}
+
+
+@pytest.mark.parametrize("words", [["--case", "1,2,3"], ["--case", "44,6,1,3"], ["--plot", "x.svg"]])
+def test_wrong_words_are_refused(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        prompt_once.arguments(words)
