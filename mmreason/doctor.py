@@ -32,7 +32,7 @@ _MARKS = {
     "bad": "[red]BAD[/]",
 }
 #: (module, attribute) of every plug-in registry.
-REGISTRIES = (("mmreason.scoring", "REWARDS"), ("mmreason.data.base", "TASKS"))
+REGISTRIES = (("mmreason.scoring", "REWARDS"), ("mmreason.scoring", "SHAPERS"), ("mmreason.data.base", "TASKS"))
 #: Import name of optional packages -> what they give, how to get them.
 EXTRAS = {
     "flash_attn": (
@@ -284,7 +284,7 @@ def check_plugins() -> Iterator[Check]:
                 "repair or uninstall it",
             )
             continue
-        yield Check("plug-ins", f"{registry.kind}s", "ok", ", ".join(names))
+        yield Check("plug-ins", f"{registry.kind}s", "ok", ", ".join(names) or "none")
         for name, reason in sorted(registry.broken.items()):
             yield Check("plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package")
 

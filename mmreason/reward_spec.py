@@ -1,8 +1,8 @@
-"""What a reward is: the `@reward` decorator, the registry it fills, and the check of a reward's options.
+"""What a reward is: the decorators `@reward`, `@group_reward` and `@shaper`, and the registries that they fill.
 
-What enters: plain functions that name what they need, in the package, in a user's file or in a plug-in
-package. What leaves: a `RewardSpec` each, and validated options for a `RewardConfig`. No torch. Scores are
-computed in `mmreason.scoring`, from where a reward author imports everything:
+What enters: functions that name what they need, in the package, in a user's file or in a plug-in package. What
+leaves: a `RewardSpec` or `ShaperSpec` each. No torch. The section `reward` of a run is checked against them in
+`mmreason.reward_settings`; scores are computed in `mmreason.scoring`, from where a reward author imports everything:
 
     from mmreason.scoring import reward
 
@@ -10,6 +10,11 @@ computed in `mmreason.scoring`, from where a reward author imports everything:
     def brevity(completion: str, *, max_chars: int = 400) -> float:
         '''1 for an empty completion, falling to 0 at `max_chars` characters.'''
         return max(0.0, 1.0 - len(completion) / max_chars)
+
+A `@group_reward` gets every argument as a list over the completions of one prompt and returns a list; a `@shaper` gets
+the values of the whole batch as a matrix and returns one. Both see what all processes sampled.
+
+Shapes: G completions of a group, N rollouts of a batch over all processes, R rewards.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import math
 import os
 import re
 import sys
@@ -24,14 +30,15 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.errors import PydanticUserError
 
-from mmreason.config.schema import RewardConfig
+from mmreason.config.schema import PositiveFloat, RewardConfig
 from mmreason.errors import ConfigError, MMReasonError, PluginError
 from mmreason.registry import Registry, did_you_mean
+from mmreason.reward_composition import Condition, check_schedule
 
 #: What a reward may name as a parameter, and what it then receives.
 NEEDS: Mapping[str, str] = {
@@ -43,14 +50,45 @@ NEEDS: Mapping[str, str] = {
     "box_frame": "Frame: the frame in which the model writes boxes",
     "boxes": "Boxes: boxes in the answer, in box_frame; empty if there are none",
     "columns": "Mapping[str, Any]: the row's other columns",
+    "num_tokens": "int: number of sampled tokens",
+    "progress": "float: share of the training that is done, 0..1",
+}
+#: What a group reward may name: the same, each (but `progress`) as a list over the group's G completions, and more.
+GROUP_NEEDS: Mapping[str, str] = {
+    **{name: text if name == "progress" else f"list of G × {text}" for name, text in NEEDS.items()},
+    "rewards": "Mapping[str, list[float | None]]: values of every reward of single rollouts in the run",
+    "correct": "list[bool | None]: whether reward.correct holds; None where its reward does not apply",
+}
+#: What a shaper may name; N rollouts are those of the whole batch, over all processes.
+SHAPER_NEEDS: Mapping[str, str] = {
+    "values": "float64 array [N, R]: the reward matrix, NaN = does not apply; a copy, to change and return",
+    "names": "tuple[str, ...]: the reward of each of the R columns",
+    "group": "int array [N]: number of each rollout's group, from 0",
+    "num_tokens": "int array [N]: number of sampled tokens",
+    "correct": "float64 array [N]: 1 where reward.correct holds, 0 where not, NaN where it cannot be told",
+    "completion": "list of N × str: all text the model wrote",
+    "answer": "list of N × (str | None): content of the last complete answer block",
+    "target": "list of N × Mapping[str, Any]: what is right, see Row.target",
+    "columns": "list of N × Mapping[str, Any]: the rows' other columns",
     "progress": "float: share of the training that is done, 0..1",
 }
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 #: Prefix of the module names under which users' reward files are imported.
 _FILE_MODULE_PREFIX = "_mmreason_reward_file_"
-_WEIGHT = Annotated[float, Field(description="weight in the sum of rewards; 0 = computed and logged only")]
+_WEIGHT = Annotated[float, Field(description="weight in the total; 0 = computed and logged only")]
+_GATE = Annotated[
+    str | None,
+    Field(description="NAME OP NUMBER, such as 'exact > 0': worth 0 where the other reward's value fails it"),
+]
+_SCHEDULE = Annotated[
+    tuple[tuple[float, float], ...] | None,
+    Field(description="[[progress, factor], ...]: piecewise linear factor of the weight over training"),
+]
+_DEADLINE = Annotated[PositiveFloat | None, Field(description="seconds for one call; null = reward.deadline_s")]
 
+#: What a spec scores at once.
+Per: TypeAlias = Literal["rollout", "group"]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -67,35 +105,58 @@ class RewardResult:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-class RewardOptions(BaseModel):
-    """Base of every reward's options: immutable, unknown keys refused; `weight` belongs to all."""
+class PluginOptions(BaseModel):
+    """Base of the options of rewards and shapers: immutable, unknown keys refused."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
     )
 
+
+class RewardOptions(PluginOptions):
+    """Base of every reward's options: how it enters the total (`mmreason.reward_composition`)."""
+
     weight: _WEIGHT = 1.0
+    gate: _GATE = None
+    schedule: _SCHEDULE = None
+
+    @field_validator("gate")
+    @classmethod
+    def _gate_can_be_read(cls, text: str | None) -> str | None:
+        if text is not None:
+            Condition.parse(text)
+        return text
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_can_be_read(cls, points: tuple[tuple[float, float], ...] | None) -> Any:
+        if points is not None:
+            check_schedule(points)
+        return points
+
+
+class DeadlineOptions(RewardOptions):
+    """Base of the options of isolated and async rewards."""
+
+    deadline_s: _DEADLINE = None
+
+
+#: Options that are not a reward's own.
+COMMON_OPTIONS = frozenset(DeadlineOptions.model_fields)
 
 
 @dataclass(frozen=True)
-class RewardSpec:
-    """One registered reward.
-
-    Attributes:
-        name: `iou` for a built-in or a reward in a user's file, `package/name` for a plug-in package.
-        function: the function as its author wrote it.
-        needs: which of `NEEDS` it takes.
-        options_model: pydantic model of `weight` and its own options.
-        range: `(lowest, highest)` value it may return; either may be infinite.
-        source: the paper or page of its formula; may be empty.
-    """
+class _Spec:
+    """What rewards and shapers have in common: a function, what it needs, its options."""
 
     name: str
     function: Callable[..., Any]
     needs: tuple[str, ...]
-    options_model: type[RewardOptions]
-    range: tuple[float, float]
-    source: str = ""
+    options_model: type[PluginOptions]
+    source: str
+
+    #: The part of the config section in which the options stand.
+    _section = "reward"
 
     @property
     def summary(self) -> str:
@@ -105,13 +166,14 @@ class RewardSpec:
 
     @property
     def option_names(self) -> tuple[str, ...]:
-        """The reward's own options, without `weight`."""
-        return tuple(name for name in self.options_model.model_fields if name != "weight")
+        """Its own options, without `weight` and the others that all rewards have."""
+        return tuple(name for name in self.options_model.model_fields if name not in COMMON_OPTIONS)
 
     def __repr__(self) -> str:
-        return f"reward in {self.function.__module__}:{self.function.__code__.co_firstlineno}"
+        kind = type(self).__name__.removesuffix("Spec").lower()
+        return f"{kind} in {self.function.__module__}:{self.function.__code__.co_firstlineno}"
 
-    def options(self, given: Mapping[str, Any]) -> RewardOptions:
+    def options(self, given: Mapping[str, Any]) -> Any:
         """Check options; raises `ConfigError` naming each wrong one as `reward.<name>.<option>`."""
         try:
             return self.options_model.model_validate(dict(given))
@@ -119,21 +181,75 @@ class RewardSpec:
             raise ConfigError("\n".join(self._explain(problem) for problem in error.errors())) from None
 
     def _explain(self, problem: Mapping[str, Any]) -> str:
-        path = ".".join([f"reward.{self.name}", *(str(part) for part in problem["loc"])])
+        path = ".".join([f"{self._section}.{self.name}", *(str(part) for part in problem["loc"])])
         if problem["type"] == "extra_forbidden":
             known = list(self.options_model.model_fields)
             unknown = str(problem["loc"][0])
             return f"{path}: no such option.{did_you_mean(unknown, known)} Known: {', '.join(known)}."
-        return f"{path}={problem['input']!r}: {problem['msg']}."
+        return f"{path}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}."
+
+
+@dataclass(frozen=True, repr=False)
+class RewardSpec(_Spec):
+    """One registered reward.
+
+    Attributes:
+        name: `iou` for a built-in or a reward in a user's file, `package/name` for a plug-in package.
+        function: the function as its author wrote it.
+        needs: which of `NEEDS` (or `GROUP_NEEDS`) it takes.
+        options_model: pydantic model of the `RewardOptions` and its own options.
+        source: the paper or page of its formula; may be empty.
+        range: `(lowest, highest)` value it may return; either may be infinite.
+        per: what one call scores: a `rollout`, or a `group` of all completions of a prompt.
+        isolated: it runs in a child process that is killed at the deadline.
+        deadline_s: seconds that its author allows one call; `None` = `reward.deadline_s` of the run.
+    """
+
+    range: tuple[float, float]
+    per: Per = "rollout"
+    isolated: bool = False
+    deadline_s: float | None = None
+
+    @property
+    def is_async(self) -> bool:
+        """It is an `async def` and runs on the event loop, beside others."""
+        return inspect.iscoroutinefunction(self.function)
+
+    @property
+    def has_deadline(self) -> bool:
+        """A call can be ended: it runs elsewhere than in the thread that asks for it."""
+        return self.isolated or self.is_async
+
+    def options(self, given: Mapping[str, Any]) -> RewardOptions:
+        """Check options; raises `ConfigError` naming each wrong one as `reward.<name>.<option>`."""
+        checked: RewardOptions = super().options(given)
+        return checked
+
+
+@dataclass(frozen=True, repr=False)
+class ShaperSpec(_Spec):
+    """One registered shaper; attributes as in `RewardSpec`, needs from `SHAPER_NEEDS`."""
+
+    _section = "reward.shapers"
+
+    def options(self, given: Mapping[str, Any]) -> PluginOptions:
+        """Check options; raises `ConfigError` naming each wrong one as `reward.shapers.<name>.<option>`."""
+        checked: PluginOptions = super().options(given)
+        return checked
 
 
 REWARDS: Registry[RewardSpec] = Registry("reward", "mmreason.rewards", "mmreason.rewards")
+#: Shapers come in by the same doors: the same packages and files register them.
+SHAPERS: Registry[ShaperSpec] = Registry("shaper", "mmreason.rewards", "mmreason.rewards")
 
 
 def reward(
     name: str | None = None,
     range: tuple[float, float] = (0.0, 1.0),
     source: str = "",
+    *,
+    isolated: bool = False,
+    deadline_s: float | None = None,
 ) -> Callable[[FunctionT], FunctionT]:
     """Register a function as a reward; the function itself stays as it is and can be called directly.
 
@@ -143,20 +259,105 @@ def reward(
     `reward.<name>.<option>=value`. The function returns a number, `None` if it does not apply to this
     rollout, or a `RewardResult`.
 
+    A plain function runs in the training process and must be quick. An `async def` runs on an event loop beside
+    others, `reward.concurrency` at once, and must not block it: for requests to services. With `isolated=True` a
+    plain function runs in a child process: for what is slow, may hang or crash, or is somebody else's. Both are ended
+    at their deadline; a call that is ended has failed (`deadline`), as has one whose process dies (`crashed`).
+
     Args:
         name: registered name; default is the function's. In an installed package, `package/` is put before.
         range: `(lowest, highest)` value it can return. A value outside counts as a failure.
         source: the paper or page of its formula.
+        isolated: run it in a child process, which imports the function's module anew: the function must stand at
+            the top level of a module or reward file, and its arguments must pickle.
+        deadline_s: seconds for one call of an isolated or async reward; default `reward.deadline_s`. Users change it
+            with `reward.<name>.deadline_s`.
 
     Raises:
         PluginError: the function cannot be a reward, or the name is taken.
     """
+    return _registering("reward", "rollout", name, range, source, isolated, deadline_s)
+
+
+def group_reward(
+    name: str | None = None,
+    range: tuple[float, float] = (0.0, 1.0),
+    source: str = "",
+    *,
+    isolated: bool = False,
+    deadline_s: float | None = None,
+) -> Callable[[FunctionT], FunctionT]:
+    """Register a function that scores all completions of a prompt together: rankings, relative lengths.
+
+        @group_reward(range=(0.0, 1.0))
+        def brevity_rank(num_tokens: list[int]) -> list[float]:
+            '''Share of the group that is longer.'''
+            return [sum(other > own for other in num_tokens) / len(num_tokens) for own in num_tokens]
+
+    As `reward`, but every need is a list over the group's G completions (`GROUP_NEEDS`; it may also name `rewards` and
+    `correct`), and the function returns a list of G numbers or `None`s. The group is complete even where its
+    completions were sampled by several processes, and comes sorted by text: a value cannot depend on the order of
+    sampling. In an evaluation every row is a group of one. One failure is a failure of all G values.
+
+    Args and errors: as for `reward`.
+    """
+    return _registering("group_reward", "group", name, range, source, isolated, deadline_s)
+
+
+def _registering(
+    decorator: str,
+    per: Per,
+    name: str | None,
+    value_range: tuple[float, float],
+    source: str,
+    isolated: bool,
+    deadline_s: float | None,
+) -> Callable[[FunctionT], FunctionT]:
     if callable(name):
-        raise PluginError("write @reward() with brackets, also without arguments")
+        raise PluginError(f"write @{decorator}() with brackets, also without arguments")
 
     def register(function: FunctionT) -> FunctionT:
-        spec = build_spec(function, name, range, source)
+        spec = build_spec(function, name, value_range, source, per=per, isolated=isolated, deadline_s=deadline_s)
         REWARDS.add(spec.name, spec)
+        return function
+
+    return register
+
+
+def shaper(name: str | None = None, source: str = "") -> Callable[[FunctionT], FunctionT]:
+    """Register a function that rewrites the reward matrix of the whole batch: balances, targets by difficulty.
+
+        @shaper()
+        def centred(values: FloatArray) -> FloatArray:
+            '''Every reward minus its mean over the batch.'''
+            return values - np.nanmean(values, axis=0)
+
+    The function names what it needs (`SHAPER_NEEDS`); other parameters are options, as for `reward`, set with
+    `reward.shapers.<name>.<option>`. It gets what all processes sampled, runs on one of them, and returns a matrix of
+    the same shape, NaN where a reward does not apply. Shapers run in the order of `reward.shapers`, before gates and
+    weights. What is logged and saved as a reward's value stays the value before shapers; the total is made of the
+    shaped ones. A shaper that raises, or returns anything else, stops the run: there is no total without it.
+
+    Args:
+        name: registered name; default is the function's. In an installed package, `package/` is put before.
+        source: the paper or page of its formula.
+
+    Raises:
+        PluginError: the function cannot be a shaper, or the name is taken.
+    """
+    if callable(name):
+        raise PluginError("write @shaper() with brackets, also without arguments")
+
+    def register(function: FunctionT) -> FunctionT:
+        where = _where("shaper", function, name)
+        if inspect.iscoroutinefunction(function) or _yields(function):
+            raise PluginError(f"{where}: must be a plain function that returns a matrix, not async or a generator")
+        full_name = _full_name(name or function.__name__, function.__module__, where)
+        needs, parameters = _split_parameters(function, where, SHAPER_NEEDS)
+        if "values" not in needs:
+            raise PluginError(f"{where}: it must name `values`, the matrix that it shapes")
+        model = _options_model(full_name, function, parameters, where, PluginOptions)
+        SHAPERS.add(full_name, ShaperSpec(full_name, function, needs, model, source))
         return function
 
     return register
@@ -167,14 +368,26 @@ def build_spec(
     name: str | None = None,
     value_range: tuple[float, float] = (0.0, 1.0),
     source: str = "",
+    *,
+    per: Per = "rollout",
+    isolated: bool = False,
+    deadline_s: float | None = None,
 ) -> RewardSpec:
     """Make the spec of a function without registering it; arguments and errors as for `reward`."""
-    if not inspect.isfunction(function):
-        raise PluginError(f"@reward goes on a plain function, not on {function!r:.100}")
-    code = function.__code__
-    where = f"reward '{name or function.__name__}' ({code.co_filename}:{code.co_firstlineno})"
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise PluginError(f"{where}: must be a plain function that returns a number, not async or a generator")
+    where = _where("reward", function, name)
+    is_async = inspect.iscoroutinefunction(function)
+    if _yields(function):
+        raise PluginError(f"{where}: must be a function that returns its value, not a generator")
+    if isolated and is_async:
+        raise PluginError(f"{where}: isolated=True is for plain functions; an async one has a deadline as it is")
+    if isolated and "<" in function.__qualname__:
+        raise PluginError(f"{where}: isolated=True needs a function at the top level of its module")
+    if deadline_s is not None and not (isolated or is_async):
+        raise PluginError(
+            f"{where}: nothing can end a plain function in this process; deadline_s needs isolated=True or async def"
+        )
+    if deadline_s is not None and not 0.0 < deadline_s < math.inf:
+        raise PluginError(f"{where}: deadline_s={deadline_s} must be a number of seconds above 0")
     full_name = _full_name(name or function.__name__, function.__module__, where)
     try:
         low, high = (float(bound) for bound in value_range)
@@ -182,13 +395,19 @@ def build_spec(
         raise PluginError(f"{where}: range must be two numbers (lowest, highest), not {value_range!r}") from None
     if not low < high:
         raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest), lowest first")
-    needs, parameters = _split_parameters(function, where)
-    model = _options_model(full_name, function, parameters, where)
-    return RewardSpec(full_name, function, needs, model, (low, high), source)
+    needs, parameters = _split_parameters(function, where, NEEDS if per == "rollout" else GROUP_NEEDS)
+    base = DeadlineOptions if isolated or is_async else RewardOptions
+    model = _options_model(full_name, function, parameters, where, base)
+    return RewardSpec(full_name, function, needs, model, source, (low, high), per, isolated, deadline_s)
+
+
+def is_file_module(module: str) -> bool:
+    """True for the module name of a user's reward file, which nothing can import by name."""
+    return module.startswith(_FILE_MODULE_PREFIX)
 
 
 def load_reward_files(paths: Iterable[str | Path]) -> None:
-    """Import Python files that register rewards with `@reward`; a file already imported is not run again.
+    """Import Python files that register rewards or shapers; a file already imported is not run again.
 
     The code of the file is run, with the rights of this process: load only files that you trust.
 
@@ -199,56 +418,16 @@ def load_reward_files(paths: Iterable[str | Path]) -> None:
         _load_reward_file(Path(path))
 
 
-def validate_reward_config(config: RewardConfig) -> dict[str, RewardOptions]:
-    """Load `config.files` and check every reward's name and options.
-
-    Returns:
-        Name -> validated options of every active reward, in the order of the config.
-
-    Raises:
-        ConfigError: an unknown reward or option, a value out of range; it names `reward.<name>.<option>`.
-        PluginError: a reward file cannot be used.
-    """
-    load_reward_files(config.files)
-    checked: dict[str, RewardOptions] = {}
-    problems: list[str] = []
-    for name, given in (config.model_extra or {}).items():
-        try:
-            options = _check_reward(name, given)
-        except ConfigError as error:
-            problems.append(str(error))
-        else:
-            if options is not None:
-                checked[name] = options
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return checked
+def _where(kind: str, function: Callable[..., Any], name: str | None) -> str:
+    """How messages name a function; raises `PluginError` for anything else."""
+    if not inspect.isfunction(function):
+        raise PluginError(f"@{kind} goes on a plain function, not on {function!r:.100}")
+    code = function.__code__
+    return f"{kind} '{name or function.__name__}' ({code.co_filename}:{code.co_firstlineno})"
 
 
-def _check_reward(name: str, given: object) -> RewardOptions | None:
-    """Options of one entry of the section; `None` if it is switched off."""
-    if name not in REWARDS:
-        raise ConfigError(f"reward.{name}: {_unknown_reward(name)}")
-    if given is None:
-        return None
-    if not isinstance(given, Mapping):
-        raise ConfigError(
-            f"reward.{name}={given!r}: a reward takes options, e.g. reward.{name}.weight=1 "
-            f"(reward.{name}=null switches it off)."
-        )
-    return REWARDS.get(name).options({str(key): value for key, value in given.items()})
-
-
-def _unknown_reward(name: str) -> str:
-    settings = list(RewardConfig.model_fields)
-    known = REWARDS.names()
-    broken = f" Its plug-in failed to load: {REWARDS.broken[name]}." if name in REWARDS.broken else ""
-    others = [other for other in REWARDS.broken if other != name]
-    unloaded = f" Plug-ins that failed to load: {', '.join(others)}." if others else ""
-    return (
-        f"no such reward or setting.{broken}{did_you_mean(name, known + settings)} "
-        f"Rewards: {', '.join(known)}. Settings: {', '.join(settings)}.{unloaded}"
-    )
+def _yields(function: Callable[..., Any]) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
 def _full_name(name: str, module: str, where: str) -> str:
@@ -256,28 +435,31 @@ def _full_name(name: str, module: str, where: str) -> str:
     if not _NAME.match(name):
         raise PluginError(f"{where}: the name must be a letter followed by letters, digits and underscores")
     package = module.split(".")[0]
-    if package not in ("mmreason", "__main__") and not package.startswith(_FILE_MODULE_PREFIX):
+    if package not in ("mmreason", "__main__") and not is_file_module(package):
         return f"{package}/{name}"
     if name in RewardConfig.model_fields:
         raise PluginError(f"{where}: '{name}' is a setting of the section `reward`; choose another name")
     return name
 
 
-def _split_parameters(function: Callable[..., Any], where: str) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
+def _split_parameters(
+    function: Callable[..., Any], where: str, known: Mapping[str, str]
+) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
     """Tell the needs of a function from its options."""
     needs: list[str] = []
     options: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise PluginError(f"{where}: {parameter} is not allowed; name what the reward needs: {', '.join(NEEDS)}")
-        if name in NEEDS:
+            raise PluginError(f"{where}: {parameter} is not allowed; name what it needs: {', '.join(known)}")
+        if name in known:
             needs.append(name)
         elif parameter.default is parameter.empty:
+            only = " Only a @group_reward is told it." if name in GROUP_NEEDS and name not in known else ""
             raise PluginError(
-                f"{where}: nothing is called '{name}'.{did_you_mean(name, list(NEEDS))} A reward may need "
-                f"{', '.join(NEEDS)}; an option of its own must have a default."
+                f"{where}: nothing is called '{name}'.{only or did_you_mean(name, list(known))} It may need "
+                f"{', '.join(known)}; an option of its own must have a default."
             )
-        elif name == "weight" or hasattr(RewardOptions, name) or name.startswith("_"):
+        elif name in COMMON_OPTIONS or hasattr(RewardOptions, name) or name.startswith("_"):
             raise PluginError(f"{where}: an option cannot be called '{name}' (reserved); choose another name")
         else:
             options[name] = parameter
@@ -285,14 +467,18 @@ def _split_parameters(function: Callable[..., Any], where: str) -> tuple[tuple[s
 
 
 def _options_model(
-    name: str, function: Callable[..., Any], parameters: Mapping[str, inspect.Parameter], where: str
-) -> type[RewardOptions]:
+    name: str,
+    function: Callable[..., Any],
+    parameters: Mapping[str, inspect.Parameter],
+    where: str,
+    base: type[PluginOptions],
+) -> type[PluginOptions]:
     fields: dict[str, Any] = {}
     for option, parameter in parameters.items():
         annotation = _option_type(function, option, parameter, where)
         fields[option] = (annotation, parameter.default)
     try:
-        model = create_model(f"{name} options", __base__=RewardOptions, **fields)
+        model = create_model(f"{name} options", __base__=base, **fields)
         model()
     except (ValidationError, PydanticUserError, TypeError) as error:
         raise PluginError(f"{where}: its options cannot be used with their own defaults: {error}") from None
@@ -345,7 +531,7 @@ def _load_reward_file(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     # Type hints of the file's functions are looked up through sys.modules, and so is "already imported".
     sys.modules[module_name] = module
-    before = set(REWARDS.names())
+    before = {*REWARDS.names(), *SHAPERS.names()}
     try:
         spec.loader.exec_module(module)
     except MMReasonError as error:
@@ -355,7 +541,7 @@ def _load_reward_file(path: Path) -> None:
         del sys.modules[module_name]
         line = _line_in_file(error, resolved)
         raise PluginError(f"reward file {path}{line}: does not run: {type(error).__name__}: {error}") from error
-    if set(REWARDS.names()) == before:
+    if {*REWARDS.names(), *SHAPERS.names()} == before:
         del sys.modules[module_name]
         raise PluginError(f"reward file {path}: registers no reward. Put @reward() on a function in it.")
 

@@ -1,87 +1,106 @@
 """Scoring: rollouts in, a table of rewards out. Everything a reward author or a trainer imports is here.
 
 What enters: `Rollout` records and a `RewardConfig`. What leaves: a `ScoreTable` with one value per rollout
-and reward (NaN = "does not apply" or failed), the weighted total, and what failed, counted by kind. A reward
-that raises or returns nonsense becomes data here, at this one boundary; when too many calls fail, the run
+and reward (NaN = "does not apply" or failed), the total, and what failed, counted by kind. A reward that raises,
+hangs, crashes or returns nonsense becomes data (`mmreason.reward_outcome`); when too many calls fail, the run
 stops instead of training on noise. No torch.
 
-Shapes: N rollouts, R rewards.
+    rollouts ─▶ rewards of single rollouts ─▶ group rewards ─▶ shapers ─▶ gates, weights, combine ─▶ total
+                └─ here, on the event loop, or in child processes ─┘
+
+Shapes: n rollouts of this process, N of all processes, R rewards.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mmreason.boxes import Boxes, Frame, parse_boxes
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, RewardFailure
 from mmreason.records import Rollout
+from mmreason.reward_composition import Composition, Condition, FloatArray, weighted_total
+from mmreason.reward_execution import Executor
+from mmreason.reward_groups import Alone, Exchange, GroupFacts, Groups, Member, RolloutFacts
+from mmreason.reward_outcome import Call, FailureKind, Outcome, raised
+from mmreason.reward_settings import shaper_options, validate_reward_config
 from mmreason.reward_spec import (
+    GROUP_NEEDS,
     NEEDS,
     REWARDS,
+    SHAPER_NEEDS,
+    SHAPERS,
+    DeadlineOptions,
     RewardOptions,
     RewardResult,
     RewardSpec,
+    ShaperSpec,
     build_spec,
+    group_reward,
     load_reward_files,
     reward,
-    validate_reward_config,
+    shaper,
 )
 
 __all__ = [
+    "GROUP_NEEDS",
     "NEEDS",
     "REWARDS",
+    "SHAPERS",
+    "SHAPER_NEEDS",
+    "Exchange",
     "FailureKind",
+    "FloatArray",
     "RewardFailure",
     "RewardOptions",
     "RewardResult",
     "RewardRunner",
     "RewardSpec",
     "ScoreTable",
+    "ShaperSpec",
     "build_spec",
+    "group_reward",
     "load_reward_files",
     "reward",
+    "shaper",
     "validate_reward_config",
+    "weighted_total",
 ]
 
-FloatArray: TypeAlias = NDArray[np.float64]
-FailureKind = Literal["exception", "not_a_number", "non_finite", "out_of_range"]
-
-#: A value this far outside the declared range is rounding and is moved onto the bound.
-_RANGE_TOLERANCE = 1e-6
-#: Kept of a traceback, from its end: a message may quote megabytes of model text.
-_MAX_TRACEBACK_CHARS = 4000
 #: Lines of the first traceback that `RewardFailure` shows.
 _SHOWN_TRACEBACK_LINES = 6
+#: What shapers are told about single rollouts.
+_ROLLOUT_COLUMNS = frozenset({"completion", "answer", "target", "columns"})
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The rewards of N rollouts.
+    """The rewards of the n rollouts of this process.
 
     Attributes:
-        names: R reward names, in the order of the config.
-        values: `[N, R]`; NaN where a reward does not apply or failed.
-        total: `[N]` weighted sum over the rewards that apply; NaN where none with a weight other than 0 does.
-        parts: `reward/part` -> `[N]`, NaN where a rollout has no such part.
-        failures: `(reward, kind)` -> number of failed calls.
+        names: `[R]` rewards in the order of the config.
+        values: `[n, R]`, NaN where a reward does not apply or failed; before shapers, gates and weights.
+        total: `[n]` what is trained on; NaN where no reward with a weight other than 0 applies.
+        terms: `[n, R]` whose sum, weighted with the runner's `weights` and NaN left out, is `total`.
+        parts: `reward/part` -> `[n]`, NaN where a rollout has no such part.
+        part_means: `reward/part` -> mean over the rollouts of all processes that have it; `reward/shaped` -> mean of
+            a reward after the shapers, where they changed it.
+        failures: `(reward, kind)` -> number of failed calls, of all processes.
         first_traceback: reward -> traceback (or explanation) of its first failure.
     """
 
     names: tuple[str, ...]
     values: FloatArray
     total: FloatArray
+    terms: FloatArray
     parts: Mapping[str, FloatArray] = field(default_factory=dict)
+    part_means: Mapping[str, float] = field(default_factory=dict)
     failures: Counter[tuple[str, FailureKind]] = field(default_factory=Counter)
     first_traceback: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,61 +108,16 @@ class ScoreTable:
         return int(self.total.shape[0])
 
     def column(self, name: str) -> FloatArray:
-        """The `[N]` values of one reward."""
+        """The `[n]` values of one reward."""
         values: FloatArray = self.values[:, self.names.index(name)]
         return values
 
     def as_lists(self) -> dict[str, list[float | None]]:
-        """Name -> N values with `None` for NaN: the form that rollout records take."""
+        """Name -> n values with `None` for NaN: the form that rollout records take."""
         return {
             name: [None if math.isnan(value) else float(value) for value in self.values[:, index]]
             for index, name in enumerate(self.names)
         }
-
-
-class _Context:
-    """What rewards may ask about one rollout; each thing is worked out once and shared by all rewards."""
-
-    def __init__(self, rollout: Rollout, progress: float) -> None:
-        self.rollout = rollout
-        self.progress = progress
-
-    @property
-    def completion(self) -> str:
-        return self.rollout.text
-
-    @property
-    def answer(self) -> str | None:
-        return self.rollout.answer
-
-    @property
-    def target(self) -> Mapping[str, Any]:
-        return self.rollout.row.target
-
-    @property
-    def columns(self) -> Mapping[str, Any]:
-        return self.rollout.row.columns
-
-    @property
-    def geometry(self) -> tuple[Any, ...]:
-        return self.rollout.geometry
-
-    @cached_property
-    def box_frame(self) -> Frame:
-        return Frame(self.rollout.box_frame)
-
-    @cached_property
-    def boxes(self) -> Boxes:
-        return parse_boxes(self.rollout.answer or "", self.box_frame)
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """One call of one reward: a value or nothing, and how it failed if it did."""
-
-    value: float = math.nan
-    parts: Mapping[str, float] = field(default_factory=dict)
-    failure: tuple[FailureKind, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,54 +125,66 @@ class _ActiveReward:
     """A reward with the options of this run."""
 
     spec: RewardSpec
-    weight: float
-    options: Mapping[str, Any]
+    options: RewardOptions
+    own: Mapping[str, Any]
+    deadline_s: float
 
-    def __call__(self, context: _Context) -> _Outcome:
-        """Call the reward; whatever goes wrong in it comes back as an outcome."""
+    @classmethod
+    def of(cls, name: str, options: RewardOptions, config: RewardConfig) -> _ActiveReward:
+        spec = REWARDS.get(name)
+        own = {option: getattr(options, option) for option in spec.option_names}
+        asked = options.deadline_s if isinstance(options, DeadlineOptions) else None
+        return cls(spec, options, own, asked or spec.deadline_s or config.deadline_s)
+
+    def call(self, facts: RolloutFacts | GroupFacts, members: int = 1) -> Call | Outcome:
+        """The call for a rollout or group; an outcome if what it needs cannot be had."""
         try:
-            needs = {need: getattr(context, need) for need in self.spec.needs}
-            returned = self.spec.function(**needs, **self.options)
-            return self._check(returned)
-        except (Exception, SystemExit):  # noqa: BLE001 - the one boundary: a reward may raise anything
-            return _Outcome(failure=("exception", traceback.format_exc()[-_MAX_TRACEBACK_CHARS:]))
+            needs = {need: facts.ask(need) for need in self.spec.needs}
+        except Exception:  # noqa: BLE001 - part of the reward boundary: facts are worked out from records on demand
+            return raised()
+        return Call(self.spec, {**needs, **self.own}, members, self.deadline_s)
 
-    def _check(self, returned: object) -> _Outcome:
-        result = returned if isinstance(returned, RewardResult) else RewardResult(returned)  # type: ignore[arg-type]
-        parts: dict[str, float] = {}
-        for part, number in result.parts.items():
-            if problem := _not_finite_number(number):
-                return self._failed(problem[0], f"{problem[1]} (its part '{part}')")
-            parts[str(part)] = float(number)
-        if result.value is None:
-            return _Outcome(parts=parts)
-        if problem := _not_finite_number(result.value):
-            return self._failed(*problem)
-        value, (low, high) = float(result.value), self.spec.range
-        if not low - _RANGE_TOLERANCE <= value <= high + _RANGE_TOLERANCE:
-            return self._failed(
-                "out_of_range",
-                f"returned {value:g}, outside its declared range [{low:g}, {high:g}]: "
-                "correct the formula or @reward(range=...)",
-            )
-        return _Outcome(min(max(value, low), high), parts)
 
-    def _failed(self, kind: FailureKind, explanation: str) -> _Outcome:
-        return _Outcome(failure=(kind, f"reward '{self.spec.name}' {explanation}"))
+class _Sheet:
+    """The outcomes of the n rollouts of this process while they come in."""
+
+    def __init__(self, rollouts: Sequence[Rollout], names: tuple[str, ...]) -> None:
+        self.rollouts = rollouts
+        self.names = names
+        self.values: FloatArray = np.full((len(rollouts), len(names)), np.nan)
+        self.parts: dict[str, FloatArray] = {}
+        self.failures: Counter[tuple[str, FailureKind]] = Counter()
+        self.first: dict[str, str] = {}
+
+    def enter(self, row: int, column: int, outcome: Outcome) -> None:
+        name = self.names[column]
+        self.values[row, column] = outcome.value
+        for part, number in outcome.parts.items():
+            self.parts.setdefault(f"{name}/{part}", np.full(len(self.rollouts), np.nan))[row] = number
+        if outcome.failure is not None:
+            kind, explanation = outcome.failure
+            self.failures[name, kind] += 1
+            self.first.setdefault(name, f"row '{self.rollouts[row].row.id}': {explanation}")
+
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """Part -> its sum and how many rollouts have it."""
+        return {name: (float(np.nansum(v)), int(np.isfinite(v).sum())) for name, v in self.parts.items()}
 
 
 class RewardRunner:
     """Scores rollouts with the rewards of a config, and keeps count of what failed.
 
     Args:
-        config: active rewards, their weights and options.
+        config: active rewards with weights and options, shapers, how the total is made of them, deadlines.
 
     Attributes:
         names: active rewards, in the order of the config.
-        weights: `[R]`.
+        weights: `[R]`, before schedules: `ScoreTable.terms` holds what they multiply.
         failures: `(reward, kind)` -> failed calls since the runner was made.
         calls: reward calls per reward since the runner was made.
         first_traceback: reward -> traceback (or explanation) of its first failure.
+
+    All counts are over all processes that share the batches.
 
     Raises:
         ConfigError: no reward is active, or one is wrong; see `validate_reward_config`.
@@ -206,55 +192,144 @@ class RewardRunner:
     """
 
     def __init__(self, config: RewardConfig) -> None:
-        self._rewards = [_activate(name, options) for name, options in validate_reward_config(config).items()]
+        checked = validate_reward_config(config)
+        self._rewards = [_ActiveReward.of(name, options, config) for name, options in checked.items()]
         if not self._rewards:
             raise ConfigError(
                 f"no reward is active: choose at least one, e.g. reward.{REWARDS.names()[0]}.weight=1. "
                 f"Known: {', '.join(REWARDS.names())}."
             )
         self.names = tuple(active.spec.name for active in self._rewards)
-        self.weights: FloatArray = np.array([active.weight for active in self._rewards])
+        self.weights: FloatArray = np.array([active.options.weight for active in self._rewards])
         self.max_failure_share = config.max_failure_share
         self.failures: Counter[tuple[str, FailureKind]] = Counter()
         self.calls = 0
         self.first_traceback: dict[str, str] = {}
+        gates = tuple(active.options.gate for active in self._rewards)
+        self._composition = Composition(
+            self.names,
+            self.weights,
+            tuple(Condition.parse(gate) if gate is not None else None for gate in gates),
+            tuple(active.options.schedule for active in self._rewards),
+            config.combine,
+        )
+        self._shapers = [(SHAPERS.get(name), options) for name, options in shaper_options(config).items()]
+        self._correct = Condition.parse(config.correct) if config.correct is not None else None
+        self._executor = Executor(config, (active.spec for active in self._rewards))
 
     @property
     def needs(self) -> dict[str, tuple[str, ...]]:
         """Reward -> what it needs."""
         return {active.spec.name: active.spec.needs for active in self._rewards}
 
-    def score(self, rollouts: Sequence[Rollout], progress: float = 0.0) -> ScoreTable:
-        """Score rollouts; a value depends on its own rollout only, never on its neighbours or their order.
+    @property
+    def needs_groups(self) -> bool:
+        """A value depends on other rollouts: `score` must be given whole groups (shapers: whole batches) at once."""
+        return bool(self._shapers) or any(active.spec.per == "group" for active in self._rewards)
+
+    def score(self, rollouts: Sequence[Rollout], progress: float = 0.0, exchange: Exchange | None = None) -> ScoreTable:
+        """Score rollouts.
+
+        The value of a reward depends on its own rollout only, never on its neighbours or their order; that of a group
+        reward on the rollouts of its group. Where several processes share a batch, all of them call this with their
+        exchange; they all return, or all raise the same failure.
 
         Args:
-            rollouts: N completions.
+            rollouts: n completions of this process.
             progress: share of the training that is done, 0..1.
+            exchange: with the other processes; default: there is none.
 
         Raises:
-            RewardFailure: more than `max_failure_share` of one reward's N calls failed.
+            RewardFailure: more than `max_failure_share` of one reward's N calls failed, or a shaper did.
         """
-        values = np.full((len(rollouts), len(self._rewards)), np.nan)
-        parts: dict[str, FloatArray] = {}
+        exchange = exchange or Alone()
+        facts = [RolloutFacts(rollout, progress) for rollout in rollouts]
+        sheet = _Sheet(rollouts, self.names)
+        self._score_rollouts(facts, sheet)
+        groups = Groups(rollouts, exchange) if self.needs_groups else None
+        if groups is not None:
+            self._score_groups(facts, sheet, groups)
+        total_sheet, part_means = self._tell(sheet, exchange)
+        shaped = sheet.values
+        if groups is not None and self._shapers:
+            shaped, more = self._shape(facts, sheet.values, groups, progress)
+            part_means |= more
+        terms = self._composition.terms(shaped, sheet.values, progress)
+        total = weighted_total(terms, self.weights)
+        failures, first = total_sheet
+        return ScoreTable(self.names, sheet.values, total, terms, sheet.parts, part_means, failures, first)
+
+    # ------------------------------------------------------------------ calls
+
+    def _score_rollouts(self, facts: Sequence[RolloutFacts], sheet: _Sheet) -> None:
+        single = [(column, active) for column, active in enumerate(self._rewards) if active.spec.per == "rollout"]
+        places = [(row, column) for row in range(len(facts)) for column, _ in single]
+        calls = [active.call(one) for one in facts for _, active in single]
+        for (row, column), (outcome,) in zip(places, self._made(calls), strict=True):
+            sheet.enter(row, column, outcome)
+
+    def _score_groups(self, facts: Sequence[RolloutFacts], sheet: _Sheet, groups: Groups) -> None:
+        """Group rewards, each group on one process; their values go to where the rollouts were sampled."""
+        per_group = [(column, active) for column, active in enumerate(self._rewards) if active.spec.per == "group"]
+        if not per_group:
+            return
+        alone = [column for column, active in enumerate(self._rewards) if active.spec.per == "rollout"]
+        correct = self._is_correct(sheet.values)
+        members = [
+            Member(
+                groups.exchange.rank,
+                row,
+                one,
+                {self.names[column]: float(sheet.values[row, column]) for column in alone},
+                float(correct[row]),
+            )
+            for row, one in enumerate(facts)
+        ]
+        with_images = any("rollout" in active.spec.needs for _, active in per_group)
+        whole = groups.whole(members, with_images)
+        calls = [active.call(group, len(group.members)) for group in whole for _, active in per_group]
+        places = [(group.members, column) for group in whole for column, _ in per_group]
+        outcomes: dict[tuple[int, int, int], Outcome] = {}
+        for (found, column), made in zip(places, self._made(calls), strict=True):
+            each = made if len(made) == len(found) else made * len(found)
+            for member, outcome in zip(found, each, strict=True):
+                outcomes[member.rank, member.row, column] = outcome
+        for (row, column), outcome in sorted(groups.home(outcomes).items(), key=lambda item: item[0]):
+            sheet.enter(row, column, outcome)
+
+    def _made(self, calls: Sequence[Call | Outcome]) -> list[list[Outcome]]:
+        """Make the calls that can be made; `[calls][members]`, one outcome for all members of a call that cannot."""
+        made = iter(self._executor.run([call for call in calls if isinstance(call, Call)]))
+        return [[call] if isinstance(call, Outcome) else next(made) for call in calls]
+
+    def _is_correct(self, values: FloatArray) -> FloatArray:
+        """`[n]`: 1 where `reward.correct` holds, 0 where not, NaN where it cannot be told or is not set."""
+        if self._correct is None:
+            return np.full(len(values), np.nan)
+        return self._correct.holds(values[:, self.names.index(self._correct.name)])
+
+    # ------------------------------------------------------------------ all processes
+
+    def _tell(
+        self, sheet: _Sheet, exchange: Exchange
+    ) -> tuple[tuple[Counter[tuple[str, FailureKind]], dict[str, str]], dict[str, float]]:
+        """Add up what all processes found: `(failures, first tracebacks)` and means of the parts; stop past the share."""
+        told = exchange.gather((sheet.failures, sheet.first, len(sheet.rollouts), sheet.sums()))
         failures: Counter[tuple[str, FailureKind]] = Counter()
         first: dict[str, str] = {}
-        for row, rollout in enumerate(rollouts):
-            context = _Context(rollout, progress)
-            for column, active in enumerate(self._rewards):
-                outcome = active(context)
-                values[row, column] = outcome.value
-                for part, number in outcome.parts.items():
-                    key = f"{active.spec.name}/{part}"
-                    parts.setdefault(key, np.full(len(rollouts), np.nan))[row] = number
-                if outcome.failure is not None:
-                    kind, explanation = outcome.failure
-                    failures[active.spec.name, kind] += 1
-                    first.setdefault(active.spec.name, f"row '{rollout.row.id}': {explanation}")
-        self.calls += len(rollouts)
+        sums: dict[str, tuple[float, int]] = {}
+        for their_failures, their_first, _, their_sums in told:
+            failures += their_failures
+            first = their_first | first
+            for name, (amount, count) in their_sums.items():
+                before = sums.get(name, (0.0, 0))
+                sums[name] = (before[0] + amount, before[1] + count)
+        num_calls = sum(count for _, _, count, _ in told)
+        self.calls += num_calls
         self.failures += failures
         self.first_traceback = first | self.first_traceback
-        self._stop_past_share(failures, first, len(rollouts))
-        return ScoreTable(self.names, values, weighted_total(values, self.weights), parts, failures, first)
+        self._stop_past_share(failures, first, num_calls)
+        return (failures, first), {name: amount / count for name, (amount, count) in sums.items()}
 
     def _stop_past_share(
         self, failures: Counter[tuple[str, FailureKind]], first: Mapping[str, str], num_calls: int
@@ -270,39 +345,76 @@ class RewardRunner:
                     + _last_lines(first[name])
                 )
 
+    def _shape(
+        self, facts: Sequence[RolloutFacts], values: FloatArray, groups: Groups, progress: float
+    ) -> tuple[FloatArray, dict[str, float]]:
+        """Run the shapers on the table of all processes, on the first of them.
 
-def _not_finite_number(value: object) -> tuple[FailureKind, str] | None:
-    """What is wrong with a returned value, or `None` if it is a finite number."""
-    if not isinstance(value, (numbers.Real, np.bool_)):
-        return (
-            "not_a_number",
-            f"returned {value!r:.200}, a {type(value).__name__} and neither a number nor None",
-        )
-    if not math.isfinite(value):
-        return "non_finite", f"returned {float(value)}"
-    return None
+        Returns:
+            The shaped values of this process `[n, R]`, and `reward/shaped` -> mean over the batch where it changed.
+        """
+        exchange = groups.exchange
+        asked = {need for spec, _ in self._shapers for need in spec.needs}
+        columns: dict[str, Any] = {
+            "values": values,
+            "group": groups.numbers,
+            "num_tokens": np.array([one.num_tokens for one in facts], dtype=np.int64),
+            "correct": self._is_correct(values),
+            **{need: [one.ask(need) for one in facts] for need in _ROLLOUT_COLUMNS & asked},
+        }
+        told = exchange.gather(columns)
+        result = _shape_batch(self._shapers, told, self.names, progress) if exchange.rank == 0 else None
+        shaped, problem, means = next(one for one in exchange.gather(result) if one is not None)
+        if shaped is None:
+            raise RewardFailure(problem)
+        begin = sum(len(theirs["values"]) for theirs in told[: exchange.rank])
+        return shaped[begin : begin + len(values)], dict(means)
 
 
-def weighted_total(values: FloatArray, weights: FloatArray) -> FloatArray:
-    """Sum over the rewards that apply.
+def _shape_batch(
+    shapers: Sequence[tuple[ShaperSpec, Any]],
+    told: Sequence[Mapping[str, Any]],
+    names: tuple[str, ...],
+    progress: float,
+) -> tuple[FloatArray | None, str, Mapping[str, float]]:
+    """Run shapers one after the other on the whole batch.
 
     Args:
-        values: `[N, R]`, NaN = does not apply.
-        weights: `[R]`.
+        shapers: with their options.
+        told: the table's columns, by process.
+        names: `[R]`.
+        progress: share of the training that is done.
 
     Returns:
-        `[N]`; NaN where no reward with a weight other than 0 applies.
+        Shaped values `[N, R]`, or `None` and what is wrong; means of the columns that changed.
     """
-    weighs = weights != 0.0
-    applies = ~np.isnan(values[:, weighs])
-    total: FloatArray = np.where(applies, values[:, weighs] * weights[weighs], 0.0).sum(axis=1)
-    total[~applies.any(axis=1)] = np.nan
-    return total
-
-
-def _activate(name: str, options: RewardOptions) -> _ActiveReward:
-    spec = REWARDS.get(name)
-    return _ActiveReward(spec, options.weight, {option: getattr(options, option) for option in spec.option_names})
+    table: dict[str, Any] = {
+        need: np.concatenate([theirs[need] for theirs in told])
+        if isinstance(told[0][need], np.ndarray)
+        else [entry for theirs in told for entry in theirs[need]]
+        for need in told[0]
+    }
+    known = {**table, "names": names, "progress": progress}
+    before: FloatArray = known["values"]
+    shaped = before
+    for spec, options in shapers:
+        own = {option: getattr(options, option) for option in spec.option_names}
+        needs = {**{need: known[need] for need in spec.needs}, "values": shaped.copy()}
+        try:
+            result = np.asarray(spec.function(**needs, **own), dtype=np.float64)
+        except (Exception, SystemExit):  # noqa: BLE001 - the boundary of plug-ins: a shaper may raise anything
+            return None, f"shaper '{spec.name}' failed:\n{_last_lines(traceback.format_exc())}", {}
+        if result.shape != shaped.shape:
+            return None, f"shaper '{spec.name}' returned a matrix {result.shape}, not {shaped.shape}", {}
+        if np.isinf(result).any():
+            return None, f"shaper '{spec.name}' returned an infinite value", {}
+        shaped = result
+    changed = {
+        f"{name}/shaped": float(np.nanmean(shaped[:, k]))
+        for k, name in enumerate(names)
+        if not np.array_equal(shaped[:, k], before[:, k], equal_nan=True) and not np.isnan(shaped[:, k]).all()
+    }
+    return shaped, "", changed
 
 
 def _last_lines(text: str) -> str:

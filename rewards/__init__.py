@@ -1,11 +1,12 @@
-"""Built-in rewards, one per file; importing this package registers them.
+"""Built-in rewards, one file each or a close family; importing this package registers them.
 
-They use the same decorator and the same rules as a reward of your own: see `mmreason.scoring.reward`.
+They use the same decorators and the same rules as a reward of your own: see `mmreason.scoring`.
 """
 
+from mmreason.rewards import answer_rewards, grounding_rewards
 from mmreason.rewards.exact import exact
 from mmreason.rewards.format import format_reward
 from mmreason.rewards.iou import iou
 from mmreason.rewards.set_match import set_match
 
-__all__ = ["exact", "format_reward", "iou", "set_match"]
+__all__ = ["answer_rewards", "exact", "format_reward", "grounding_rewards", "iou", "set_match"]

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 
-from mmreason.boxes import Boxes, Frame
+from mmreason.boxes import Frame
 from mmreason.records import ImageGeometry
+from mmreason.rewards.box_matching import best_sum, given_boxes, pair_ious, wanted_boxes
 from mmreason.scoring import reward
 
 
@@ -20,8 +20,9 @@ from mmreason.scoring import reward
 )
 def iou(
     target: Mapping[str, Any],
-    boxes: Boxes,
+    answer: str | None,
     geometry: tuple[ImageGeometry, ...],
+    box_frame: Frame,
     *,
     threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0,
 ) -> float | None:
@@ -36,28 +37,24 @@ def iou(
     (no +1 per side), compared in original pixels. Range 0..1.
 
     Args:
-        target: `{"boxes": [[x1, y1, x2, y2], ...]}` in original pixels.
-        boxes: boxes of the answer.
-        geometry: of the row's images; boxes, wanted and given, are those of the first one.
+        target: `{"boxes": [[x1, y1, x2, y2], ...]}` in original pixels of the first image; with `"image_index"`,
+            of the images it says, and the answer then names an image with each box: see `rewards/box_matching.py`.
+        answer: the answer, such as `[12, 30, 88, 140]` or `{"bbox_2d": [12, 30, 88, 140], "image_index": 1}`.
+        geometry: of the row's images.
+        box_frame: frame in which the model writes boxes.
         threshold: a pair below this IoU is worth 0.
 
     Returns:
         The reward; `None` if the target has no boxes.
 
     Raises:
-        ValueError: the row has no image.
+        ValueError: the row has no image, or the target does not fit it.
         BoxError: the target's boxes are no boxes.
     """
-    wanted = target.get("boxes")
+    wanted = wanted_boxes(target, geometry)
     if wanted is None or len(wanted) == 0:
         return None
-    if not geometry:
-        raise ValueError("the reward iou reads boxes of the row's first image, and this row has no image")
-    truth = Boxes.of(wanted, Frame.original_px)
-    if len(boxes) == 0:
-        return 0.0
-    given = boxes.to(Frame.original_px, geometry[0]).clipped(geometry[0])
-    overlaps = given.iou(truth)
+    given = given_boxes(answer, target, geometry, box_frame)
+    overlaps = pair_ious(given, wanted)
     overlaps = np.where(overlaps >= threshold, overlaps, 0.0)
-    pairs = linear_sum_assignment(overlaps, maximize=True)
-    return float(overlaps[pairs].sum() / max(len(given), len(truth)))
+    return best_sum(overlaps) / max(len(given), len(wanted))

@@ -375,8 +375,9 @@ hostile = st.one_of(
 )
 
 
-def test_every_built_in_has_a_gold_answer_here() -> None:
-    assert set(GOLD) == {name for name, spec in REWARDS if spec.function.__module__.startswith("mmreason.")}
+def test_the_rewards_of_this_file_are_built_in() -> None:
+    # The others have files of their own; `mmreason reward check` is run on all of them in test_reward_check.py.
+    assert set(GOLD) <= {name for name, spec in REWARDS if spec.function.__module__.startswith("mmreason.")}
 
 
 @pytest.mark.parametrize("name", sorted(GOLD))

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +76,8 @@ def test_needs_and_options_are_told_apart() -> None:
     spec = build_spec(near, source="here")
     assert (spec.needs, spec.option_names) == (("target", "boxes"), ("radius", "mode"))
     assert (spec.summary, spec.source, spec.range) == ("One line.", "here", (0.0, 1.0))
-    assert spec.options({"radius": 3}).model_dump() == {"weight": 1.0, "radius": 3.0, "mode": "l2"}
+    options = {"weight": 1.0, "gate": None, "schedule": None, "radius": 3.0, "mode": "l2"}
+    assert spec.options({"radius": 3}).model_dump() == options
 
 
 def test_built_ins_have_bare_names_and_plugins_carry_their_package() -> None:
@@ -105,8 +106,8 @@ def test_annotations_for_type_checkers_only_do_not_matter() -> None:
         spec.options({"scale": 0.0})
 
 
-async def coroutine_reward(completion: str) -> float:
-    return 1.0
+async def async_generator_reward(completion: str) -> AsyncIterator[float]:
+    yield 1.0
 
 
 def generator_reward(completion: str) -> Iterator[float]:
@@ -140,7 +141,7 @@ def takes_weight(completion: str, *, weight: float = 1.0) -> float:
 @pytest.mark.parametrize(
     ("function", "options", "message"),
     [
-        (coroutine_reward, {}, "not async"),
+        (async_generator_reward, {}, "generator"),
         (generator_reward, {}, "generator"),
         (unknown_need, {}, "Did you mean 'completion'"),
         (any_arguments, {}, r"\*\*kwargs.* is not allowed"),
@@ -473,7 +474,7 @@ def test_a_reward_receives_what_it_names(add: Callable[..., str]) -> None:
 
 
 def test_boxes_are_parsed_once_per_rollout(add: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import mmreason.scoring as scoring
+    import mmreason.reward_groups as reward_groups
 
     calls: list[str] = []
 
@@ -481,7 +482,7 @@ def test_boxes_are_parsed_once_per_rollout(add: Callable[..., str], monkeypatch:
         calls.append(text)
         return Boxes.of([], frame)
 
-    monkeypatch.setattr(scoring, "parse_boxes", counting)
+    monkeypatch.setattr(reward_groups, "parse_boxes", counting)
 
     def first(boxes: Boxes) -> float:
         return 0.0

@@ -105,15 +105,41 @@ class DataConfig(Section):
 
 
 class RewardConfig(BaseModel):
-    """Rewards by name, each with a weight and its own options: `reward.iou.weight=1 reward.iou.threshold=0.5`."""
+    """Rewards by name, each with a weight and its own options: `reward.iou.weight=1 reward.iou.threshold=0.5`.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    How the total is made of them: `weight`, `gate` and `schedule` of each reward, then `combine`
+    (`mmreason.reward_composition`).
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     files: tuple[str, ...] = Field((), description="Python files that register rewards of your own")
+    combine: Literal["sum", "product", "min"] = Field(
+        "sum", description="how weighted rewards become the total; those that do not apply are left out"
+    )
+    correct: str | None = Field(
+        None,
+        description="what counts as correct, such as 'exact > 0.5'; for group rewards and shapers that ask for `correct`",
+    )
+    shapers: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict,
+        description="batch shapers by name with their options, in order: reward.shapers.NAME.OPTION=…",
+    )
     max_failure_share: Share = Field(
         0.2, description="the run stops when a larger share of one step's reward calls fails"
     )
     zero_alarm_steps: PositiveInt = Field(5, description="alarm when a reward's mean stays at 0 for this many steps")
+    workers: NonNegativeInt = Field(
+        0, description="child processes for isolated rewards, a training process; 0 = one per core, at most 8"
+    )
+    worker_memory_mb: PositiveInt = Field(4096, description="address space that a child process may take")
+    concurrency: PositiveInt = Field(32, description="calls of async rewards that may be under way at once")
+    deadline_s: PositiveFloat = Field(
+        10.0, description="seconds for one call of an isolated or async reward that names no deadline of its own"
+    )
+    batch_deadline_s: PositiveFloat = Field(
+        300.0, description="seconds for all calls of isolated and async rewards in one step"
+    )
 
     def weights(self) -> dict[str, float]:
         """Name -> weight of the active rewards (weight 0 = computed and logged, not trained on)."""
@@ -122,6 +148,14 @@ class RewardConfig(BaseModel):
     def active(self) -> dict[str, dict[str, Any]]:
         """Name -> options of every reward in the config (`null` switches one off)."""
         return {name: dict(options) for name, options in (self.model_extra or {}).items() if options is not None}
+
+    @model_validator(mode="after")
+    def _deadlines_in_order(self) -> RewardConfig:
+        if self.deadline_s > self.batch_deadline_s:
+            raise ValueError(
+                f"reward.deadline_s={self.deadline_s:g} is above reward.batch_deadline_s={self.batch_deadline_s:g}"
+            )
+        return self
 
 
 class ObjectiveConfig(Section):

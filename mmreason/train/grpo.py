@@ -38,6 +38,7 @@ from mmreason.train.checkpoints import (
     problem_with,
     random_states_kept,
 )
+from mmreason.train.gathering import AllProcesses
 from mmreason.train.rows import TrainingRows
 from mmreason.train.shared_prompts import SharedPrompts
 
@@ -303,7 +304,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         """Why: all rewards are scored together, and a failure is a missing value instead of an abort.
 
         Returns:
-            `[N over all processes, R]`, NaN where a reward does not apply or failed.
+            `[N over all processes, R]` terms of the total, NaN where a reward adds nothing to it.
         """
         with self.clock.stage("reward"):
             for example, ids in zip(inputs, completion_ids_list, strict=True):
@@ -316,27 +317,19 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
             table = self._score()
             for (name, _), count in table.failures.items():
                 self._batch.failures[name] += count
-            self._batch.parts = {name: float(np.nanmean(values)) for name, values in table.parts.items()}
-            local = np.concatenate([table.values, table.total[:, None]], axis=1)
+            self._batch.parts = dict(table.part_means)
+            local = np.concatenate([table.values, table.terms, table.total[:, None]], axis=1)
             told = self.accelerator.gather(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device))
-            self._batch.values, self._batch.total = told[:, :-1], told[:, -1]
-            # A completion to which only rewards of weight 0 apply has no score; TRL would give it a score of
-            # 0.
-            unscored = self._batch.total.isnan().unsqueeze(1)
-            return self._batch.values.masked_fill(unscored, float("nan"))
+            count = len(table.names)
+            self._batch.values, self._batch.total = told[:, :count], told[:, -1]
+            # TRL weighs and adds what it gets; gates, schedules and shapers are in the terms already.
+            terms: torch.Tensor = told[:, count : 2 * count]
+            return terms
 
     def _score(self) -> ScoreTable:
-        """Score this process's rollouts; a failure on any process stops all of them."""
-        failure: RewardFailure | None = None
-        table: ScoreTable | None = None
-        try:
-            table = self.rewards.score(self._batch.rollouts, self.state.global_step / max(1, self.state.max_steps))
-        except RewardFailure as error:
-            failure = error
-        if self._any_process(failure is not None):
-            raise failure or RewardFailure("the rewards failed on another process; its message says why")
-        assert table is not None
-        return table
+        """Score this process's rollouts together with the others'; a failure on any process stops all of them."""
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        return self.rewards.score(self._batch.rollouts, progress, AllProcesses())
 
     @property
     def last_rollouts(self) -> Sequence[Rollout]:

@@ -1,4 +1,4 @@
-"""A plug-in package with one reward, `colour_rewards/colour_named`."""
+"""A plug-in package: a reward, a group reward that runs in a child process, and a shaper, all `colour_rewards/...`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from mmreason.scoring import RewardResult, reward
+from mmreason.scoring import FloatArray, RewardResult, group_reward, reward, shaper
 
 
 @reward(range=(0.0, 1.0), source="example")
@@ -27,3 +27,15 @@ def colour_named(
     right = answer == target["colour"]
     value = 1.0 if right else near_miss if answer in colours else 0.0
     return RewardResult(value, {"is_colour": float(answer in colours)})
+
+
+@group_reward(range=(0.0, 1.0), isolated=True, deadline_s=5.0)
+def colour_variety(answer: list[str | None]) -> list[float]:
+    """Different answers of the group, over its size; the same for all of them."""
+    return [len(set(answer)) / len(answer)] * len(answer)
+
+
+@shaper()
+def colour_bonus(values: FloatArray, answer: list[str | None], *, bonus: float = 0.5) -> FloatArray:
+    """Adds `bonus` to every reward where the answer is red."""
+    return values + [[bonus * (one == "red")] for one in answer]
