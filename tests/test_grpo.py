@@ -582,6 +582,7 @@ def test_the_step_benchmark_runs(tmp_path: Path) -> None:
     assert "| update |" in done.stdout
     rows = {row["stage"]: row for row in json.loads((tmp_path / "step.json").read_text())["rows"]}
     assert set(rows) == {"preprocess", "generate", "reward", "reference", "update", "step"}
-    # The same work is asked of both, so the counters must agree.
-    for what in ("tokens", "patches"):
-        assert rows["update"][f"ours_{what}"] == rows["update"][f"stock_{what}"] > 0
+    # Two completions share each prompt: its picture is encoded once, and its tokens are read once.
+    update = rows["update"]
+    assert 2 * update["ours_patches"] == update["stock_patches"] > 0
+    assert 0 < update["ours_tokens"] < update["stock_tokens"]

@@ -232,13 +232,15 @@ def test_tiles_show_every_pair_of_the_mask_once(layout: PackedLayout, block_quer
 @settings(max_examples=60, deadline=None)
 @given(layouts)
 def test_padded_calls_hold_every_token_once_and_its_keys(layout: PackedLayout) -> None:
-    prefixes, suffixes = layout.padded(CPU)
-    seen = [call.index[call.real] for call in prefixes] + [call.queries[call.real] for call in suffixes]
-    assert sorted(torch.cat(seen).tolist()) == list(range(layout.num_tokens))
+    calls = layout.padded(CPU)
+    seen = [call.index.flatten()[call.real] for call in calls.prefixes]
+    seen += [call.queries.flatten()[call.real] for call in calls.suffixes]
+    assert torch.cat(seen)[calls.back].tolist() == list(range(layout.num_tokens))
     mask = layout.dense_mask(CPU)[0, 0]
-    for call in suffixes:
+    for call in calls.suffixes:
         assert call.mask.any(-1).all()
-        for row, column in call.real.nonzero().tolist():
+        for cell in call.real.tolist():
+            row, column = divmod(cell, call.queries.shape[1])
             visible = call.keys[row][call.mask[row, 0, column]]
             assert sorted(visible.tolist()) == mask[call.queries[row, column]].nonzero()[:, 0].tolist()
 
