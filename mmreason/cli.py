@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,6 +33,8 @@ training and evaluation (Hydra: key=value, groups, -m sweeps; `mmreason train --
 
 rewards
   reward list                   every reward, what it needs and its options
+  reward new NAME               a working reward file and its test
+  reward check NAME[,NAME…]     can it be trusted, can it be fooled; what each failure means
   reward score FILE --reward NAME[,NAME(option=value)…]
                                 score saved rollouts; one JSON object a line
 
@@ -118,7 +120,7 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return parser.parse_intermixed_args(words)
 
 
-def _verb(command: str, verbs: dict[str, Callable[[list[str]], int]], words: list[str]) -> int:
+def _verb(command: str, verbs: Mapping[str, Callable[[list[str]], int]], words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: mmreason {command} {{{','.join(verbs)}}} …\n\nMore: mmreason {command} VERB --help")
         return 0 if words else ConfigError.exit_code
@@ -137,7 +139,8 @@ def _near(word: str, known: list[str]) -> str:
 
 
 def _reward(words: list[str]) -> int:
-    return _verb("reward", {"list": _reward_list, "score": _reward_score}, words)
+    verbs = {"list": _reward_list, "new": _reward_new, "check": _reward_check, "score": _reward_score}
+    return _verb("reward", verbs, words)
 
 
 def _reward_list(words: list[str]) -> int:
@@ -152,6 +155,41 @@ def _reward_list(words: list[str]) -> int:
     return 0
 
 
+def _reward_new(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason reward new",
+        description="Write a working reward, NAME.py, and its test, test_NAME.py, to be changed into your own.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the reward, the function and the file")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of the files; default: here")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.reward_new import next_commands, write_new_reward
+
+    reward_file, test_file = write_new_reward(given.name, given.out)
+    print(f"Wrote {reward_file} and {test_file}. Next:\n{next_commands(given.name, reward_file, test_file)}", end="")
+    return 0
+
+
+def _reward_check(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason reward check",
+        description="Try rewards on questions with known answers, on hostile text, and on attempts to be paid for "
+        "nothing. Exit code 1 if a check fails.",
+        epilog="example: mmreason reward check 'mine,iou(threshold=0.5)' --file mine.py",
+    )
+    parser.add_argument("reward", metavar="NAME[,NAME(option=value)…]", help="see `mmreason reward list`")
+    _add_reward_files(parser)
+    _add_correct(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.reward_commands import check_rewards
+
+    return 0 if check_rewards(given.reward, given.file, given.correct) else 1
+
+
 def _reward_score(words: list[str]) -> int:
     parser = _Parser(
         prog="mmreason reward score",
@@ -160,20 +198,29 @@ def _reward_score(words: list[str]) -> int:
     )
     parser.add_argument("records", metavar="FILE", type=Path, help="rollout records, such as a run's rollouts.jsonl")
     parser.add_argument("--reward", required=True, metavar="SPEC", help="NAME[,NAME(option=value)…]")
+    parser.add_argument(
+        "--summary", action="store_true", help="histograms and correlation with the stored rewards, on stderr"
+    )
     _add_reward_files(parser)
+    _add_correct(parser)
     given = _parse(parser, words)
     if given is None:
         return 0
     _must_be_file(given.records)
     from mmreason.reward_commands import score_file
 
-    score_file(str(given.records), given.reward, sys.stdout, given.file)
+    score_file(str(given.records), given.reward, sys.stdout, given.file, correct=given.correct, summary=given.summary)
     return 0
 
 
 def _add_reward_files(parser: argparse.ArgumentParser) -> None:
     text = "Python file with rewards of your own; may be given more than once"
-    parser.add_argument("--file", action="append", default=[], metavar="FILE.py", help=text)
+    parser.add_argument("--file", "--files", action="append", default=[], metavar="FILE.py", help=text)
+
+
+def _add_correct(parser: argparse.ArgumentParser) -> None:
+    text = "what counts as correct, such as 'exact > 0.5', for group rewards that ask"
+    parser.add_argument("--correct", metavar="CONDITION", help=text)
 
 
 def _data(words: list[str]) -> int:

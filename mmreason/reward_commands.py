@@ -1,7 +1,7 @@
-"""The commands `mmreason reward list` and `mmreason reward score`.
+"""The commands `mmreason reward list`, `check` and `score`.
 
-What enters: names and options as typed on the command line, and a file of saved rollouts. What leaves: a
-table on the terminal, or one JSON object a line. No torch.
+What enters: names and options as typed on the command line, and a file of saved rollouts. What leaves: tables on the
+terminal, or one JSON object a line. No torch.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, DataError, RewardFailure
+from mmreason.records import Rollout
 from mmreason.rescoring import rollout_from_record
 from mmreason.reward_spec import REWARDS, RewardSpec, load_reward_files
+from mmreason.reward_summary import ScoreSummary
 from mmreason.run_records import read_objects
-from mmreason.scoring import RewardRunner
+from mmreason.scoring import RewardRunner, ScoreTable
+
+if TYPE_CHECKING:
+    from mmreason.reward_check import Report
 
 _EXAMPLE = "Write NAME[,NAME(option=value,...)], e.g. --reward 'iou(threshold=0.5),format'."
 #: A name of a reward (`iou`, `package/name`) or an option.
@@ -61,17 +67,81 @@ def list_rewards(files: Sequence[str] = ()) -> None:
         console.print(f"[red]plug-in that failed to load:[/red] {escape(name)}: {escape(reason)}", highlight=False)
 
 
-def score_file(path: str, spec: str, stream: TextIO, files: Sequence[str] = ()) -> None:
+def check_rewards(spec: str, files: Sequence[str] = (), correct: str | None = None) -> bool:
+    """Check rewards and print a table for each, with what every failure means.
+
+    Args:
+        spec: rewards with options, as `parse_reward_spec` reads them.
+        files: Python files with rewards of your own.
+        correct: what counts as correct, for group rewards that ask.
+
+    Returns:
+        Whether all checks of all of them passed.
+    """
+    from mmreason.reward_check import check_reward
+
+    load_reward_files(files)
+    console = Console()
+    failed: list[str] = []
+    asked = parse_reward_spec(spec)
+    _no_settings(asked)
+    for name, options in asked.items():
+        with Console(stderr=True).status(f"checking {name}"):
+            report = check_reward(name, options, correct)
+        _print_report(console, report)
+        failed += [name] * bool(report.failures)
+    if len(asked) > 1:
+        console.print(f"{len(asked) - len(failed)} of {len(asked)} rewards passed." + _named(failed), highlight=False)
+    return not failed
+
+
+def _named(failed: Sequence[str]) -> str:
+    return f" Failed: {', '.join(failed)}." if failed else ""
+
+
+_COLOURS = {"ok": "green", "FAIL": "bold red", "not applicable": "dim"}
+
+
+def _print_report(console: Console, report: Report) -> None:
+    count = len(report.failures)
+    verdict = (
+        f"[bold red]{count} check{'s' * (count > 1)} failed[/bold red]" if count else "[green]all checks passed[/green]"
+    )
+    table = Table(title=f"{escape(report.name)}: {verdict}, {report.num_scored:,} completions", title_justify="left")
+    for heading in ("check", "verdict", "seen"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "seen")
+    for finding in report.findings:
+        colour = _COLOURS[finding.verdict]
+        table.add_row(finding.title, f"[{colour}]{finding.verdict}[/{colour}]", escape(finding.seen))
+    console.print(table)
+    for finding in report.failures:
+        console.print(f"\n[bold red]FAIL[/bold red] [bold]{finding.title}[/bold]", highlight=False)
+        for text in (finding.problem, finding.meaning):
+            console.print(Padding(escape(text), (0, 0, 0, 2)), highlight=False)
+
+
+def score_file(
+    path: str,
+    spec: str,
+    stream: TextIO,
+    files: Sequence[str] = (),
+    *,
+    correct: str | None = None,
+    summary: bool = False,
+) -> None:
     """Score saved rollouts again; write lines of JSON, `{"id": ..., "rewards": {name: number or null}}`.
 
-    Lines come in the order of the input. A rollout's numbers depend on its own record alone. A failed call is
-    written as null, and what failed is told on stderr at the end.
+    Lines come in the order of the input. A rollout's numbers depend on its own record alone; those of a group reward on
+    all records of the same step and group. A failed call is written as null, and what failed is told on stderr at the
+    end.
 
     Args:
         path: `rollouts.jsonl` of a run, or records of your own (see `rollout_from_record`).
         spec: rewards, as `parse_reward_spec` reads them.
         stream: where the lines go.
         files: Python files with rewards of your own.
+        correct: what counts as correct, such as `exact > 0.5`, for group rewards that ask.
+        summary: print a histogram of each reward, and its correlation with what is stored, on stderr.
 
     Raises:
         ConfigError: the spec is wrong.
@@ -81,21 +151,66 @@ def score_file(path: str, spec: str, stream: TextIO, files: Sequence[str] = ()) 
     """
     load_reward_files(files)
     rewards = parse_reward_spec(spec)
+    _no_settings(rewards)
+    asking = [name for name in rewards if name in REWARDS and "correct" in REWARDS.get(name).needs]
+    if asking and correct is None:
+        raise ConfigError(
+            f"'{asking[0]}' needs to know what is correct: score another reward beside it and say when, "
+            f"e.g. --reward 'exact,{asking[0]}' --correct 'exact > 0.5'"
+        )
+    # A broken reward stops nothing half-way here; the share of failures is judged at the end.
+    runner = RewardRunner(RewardConfig.model_validate({**rewards, "correct": correct, "max_failure_share": 1.0}))
+    collected = ScoreSummary() if summary else None
+    for name, record, scores in _scored(path, runner):
+        stream.write(json.dumps({"id": name, "rewards": scores}) + "\n")
+        if collected is not None:
+            collected.add(scores, record)
+    stream.flush()
+    if collected is not None:
+        print("\n".join(collected.lines()), file=sys.stderr)
+    _report_failures(runner)
+
+
+_Scored = tuple[Any, Mapping[str, Any], dict[str, float | None]]
+
+
+def _no_settings(rewards: Mapping[str, Any]) -> None:
     if settings := [name for name in rewards if name in RewardConfig.model_fields]:
         raise ConfigError(f"--reward: '{settings[0]}' is a setting of a run and not a reward. {_EXAMPLE}")
-    # A broken reward stops nothing half-way here; the share of failures is judged at the end.
-    config = RewardConfig.model_validate({**rewards, "max_failure_share": 1.0})
-    runner = RewardRunner(config)
+
+
+def _scored(path: str, runner: RewardRunner) -> Iterator[_Scored]:
+    """Id, record and rewards of every record, in file order."""
+    read = _read(path, runner)
+    if not runner.needs_groups:
+        for name, record, rollout in read:
+            yield name, record, _rewards_of(runner.score([rollout]))[0]
+        return
+    # Groups may be told apart by their number within one step only.
+    everything = list(read)
+    steps: dict[int, list[int]] = {}
+    for index, (_, _, rollout) in enumerate(everything):
+        steps.setdefault(rollout.step, []).append(index)
+    scores: dict[int, dict[str, float | None]] = {}
+    for members in steps.values():
+        table = runner.score([everything[index][2] for index in members])
+        scores.update(zip(members, _rewards_of(table), strict=True))
+    for index, (name, record, _) in enumerate(everything):
+        yield name, record, scores[index]
+
+
+def _rewards_of(table: ScoreTable) -> list[dict[str, float | None]]:
+    columns = table.as_lists()
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(table))]
+
+
+def _read(path: str, runner: RewardRunner) -> Iterator[tuple[Any, Mapping[str, Any], Rollout]]:
     needs = frozenset(need for needed in runner.needs.values() for need in needed)
     for where, record in read_objects(Path(path), "raise"):
         try:
-            rollout = rollout_from_record(record, needs)
+            yield record.get("id", where), record, rollout_from_record(record, needs)
         except DataError as error:
             raise DataError(f"{where}: {error}. Rewards asked for: {', '.join(runner.names)}.") from None
-        scores = {name: values[0] for name, values in runner.score([rollout]).as_lists().items()}
-        stream.write(json.dumps({"id": record.get("id", where), "rewards": scores}) + "\n")
-    stream.flush()
-    _report_failures(runner)
 
 
 def parse_reward_spec(text: str) -> dict[str, dict[str, Any]]:

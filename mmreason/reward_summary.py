@@ -55,7 +55,8 @@ class ScoreSummary:
             missing = len(values) - len(given)
             head = f"{name}: {len(given)} values"
             if len(given):
-                head += f", mean {given.mean():.3g}, {given.min():.3g}..{given.max():.3g}"
+                low, high = given.min(), given.max()
+                head += f", all {low:.3g}" if low == high else f", mean {given.mean():.3g}, {low:.3g}..{high:.3g}"
             yield head + (f"; {missing} records without" if missing else "")
             yield from _histogram(given)
             for what, other in ((f"the stored {name}", np.array(self._stored[name])), ("the stored total", totals)):
