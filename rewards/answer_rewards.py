@@ -2,6 +2,7 @@
 
 from mmreason.rewards.choice import choice
 from mmreason.rewards.edit_similarity import edit_similarity
+from mmreason.rewards.group_length import kimi_length, laser, laser_d, laser_de
 from mmreason.rewards.iou_1d import iou_1d
 from mmreason.rewards.json_schema import json_schema
 from mmreason.rewards.language import language
@@ -18,7 +19,11 @@ __all__ = [
     "edit_similarity",
     "iou_1d",
     "json_schema",
+    "kimi_length",
     "language",
+    "laser",
+    "laser_d",
+    "laser_de",
     "math_reward",
     "numeric",
     "reasoning_pattern",
