@@ -109,6 +109,7 @@ class Bench:
             raise ConfigError(
                 f"'{name}' is a shaper: it changes a whole batch, so there is nothing to check on a reward"
             )
+        self._asked = (name, options, correct)
         self.spec = REWARDS.get(name)
         values: dict[str, Any] = {name: dict(options or {})}
         if self.borrows:
@@ -116,8 +117,7 @@ class Bench:
                 values.setdefault(companion, {"weight": 0.0})
             values["correct"] = correct or _CORRECT
         values |= {"max_failure_share": 1.0, "batch_deadline_s": _BATCH_DEADLINE_S}
-        self._config = RewardConfig.model_validate(values)
-        self._runner = RewardRunner(self._config)
+        self._runner = RewardRunner(RewardConfig.model_validate(values))
         self.progress = 1.0
 
     @property
@@ -127,9 +127,8 @@ class Bench:
 
     def fresh(self) -> Bench:
         """The same reward with a runner that has seen nothing."""
-        other = Bench.__new__(Bench)
-        other.spec, other._config, other.progress = self.spec, self._config, self.progress
-        other._runner = RewardRunner(self._config)
+        other = Bench(*self._asked)
+        other.progress = self.progress
         return other
 
     def score(self, cases: Sequence[Case]) -> list[Score]:

@@ -44,7 +44,7 @@ MEANINGS: Mapping[str, str] = {
         "answer, in the frame and form in which the model writes it, not a part of it."
     ),
     "empty": (
-        "Saying nothing pays more than trying, so the model learns to say nothing. Give an empty or unreadable answer "
+        "Nothing, or garbage, pays more than trying, so the model learns to write that. Give an empty or unreadable answer "
         "the lowest value."
     ),
     "applies": (

@@ -19,10 +19,10 @@ from rich.padding import Padding
 from rich.table import Table
 
 from mmreason.config.schema import RewardConfig
-from mmreason.errors import ConfigError, DataError, RewardFailure
+from mmreason.errors import ConfigError, DataError, PluginError, RewardFailure
 from mmreason.records import Rollout
 from mmreason.rescoring import rollout_from_record
-from mmreason.reward_spec import REWARDS, RewardSpec, load_reward_files
+from mmreason.reward_spec import REWARDS, SHAPERS, RewardSpec, load_reward_files
 from mmreason.reward_summary import ScoreSummary
 from mmreason.run_records import read_objects
 from mmreason.scoring import RewardRunner, ScoreTable
@@ -77,14 +77,23 @@ def check_rewards(spec: str, files: Sequence[str] = (), correct: str | None = No
 
     Returns:
         Whether all checks of all of them passed.
+
+    Raises:
+        ConfigError: a reward, an option or a file cannot be used.
     """
     from mmreason.reward_check import check_reward
 
-    load_reward_files(files)
-    console = Console()
-    failed: list[str] = []
     asked = parse_reward_spec(spec)
     _no_settings(asked)
+    try:
+        load_reward_files(files)
+        for name in asked:
+            if name not in SHAPERS:
+                REWARDS.get(name)
+    except PluginError as error:  # exit code 1 is for rewards that fail a check
+        raise ConfigError(str(error)) from None
+    console = Console()
+    failed: list[str] = []
     for name, options in asked.items():
         with Console(stderr=True).status(f"checking {name}"):
             report = check_reward(name, options, correct)

@@ -152,11 +152,11 @@ class Notebook:
             blind = self.bench.score([Case(example, text, blind=True) for text in said])
             sighted = self.bench.score([Case(example, text) for text in said])
             self.num_scored += 2 * len(said)
-            if [score.value for score in blind] != [score.value for score in sighted]:
+            judges = [score.value for score in blind] != [score.value for score in sighted]
+            for text, score in zip(said, sighted, strict=True):
+                self._note(Case(example, text), score, self.failed if judges else self.failed_elsewhere)
+            if judges:
                 sheets.append(self._sheet(example))
-            else:
-                for text, score in zip(said, sighted, strict=True):
-                    self._note(Case(example, text), score, self.failed_elsewhere)
         return sheets
 
     def _sheet(self, example: Example) -> Sheet:

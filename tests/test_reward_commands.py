@@ -1,9 +1,13 @@
-"""`mmreason reward list` and `score`: the spec grammar, re-scoring, and what is told when it fails."""
+"""`mmreason reward list`, `new`, `check` and `score`: the spec grammar, re-scoring, and what is told when it fails."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmreason import cli
 from mmreason.errors import ConfigError, DataError, MMReasonError, RewardFailure
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.rescoring import rollout_from_record
@@ -226,6 +231,146 @@ def test_rewards_of_a_file(tmp_path: Path) -> None:
     )
     path = write(tmp_path, {"id": 1, "completion": "four"})
     assert score(path, "letters", files=[str(mine)]) == [{"id": 1, "rewards": {"letters": 4.0}}]
+
+
+def answered(answer: str, wanted: str, **fields: Any) -> dict[str, Any]:
+    return {"completion": f"<think></think><answer>{answer}</answer>", "target": {"answer": wanted}} | fields
+
+
+def test_group_rewards_see_the_group_of_the_record(tmp_path: Path) -> None:
+    mine = tmp_path / "ranks.py"
+    mine.write_text(
+        "from mmreason.scoring import group_reward\n\n"
+        "@group_reward()\ndef shorter_share(num_tokens: list[int]) -> list[float]:\n"
+        "    return [sum(own < other for other in num_tokens) / len(num_tokens) for own in num_tokens]\n"
+    )
+    lengths = [(1, 0, 5), (1, 1, 7), (2, 0, 4), (1, 0, 9), (2, 0, 6), (1, 0, 7)]  # step, group, tokens
+    records = [answered("a", "a", id="r", step=s, group=g, num_tokens=n) for s, g, n in lengths]
+    lines = score(write(tmp_path, *records), "shorter_share", files=[str(mine)])
+    assert [line["rewards"]["shorter_share"] for line in lines] == pytest.approx([2 / 3, 0.0, 0.5, 0.0, 0.0, 1 / 3])
+
+
+def test_what_counts_as_correct_can_be_told(tmp_path: Path) -> None:
+    path = write(tmp_path, answered("red", "red"), answered("blue", "red"))
+    with pytest.raises(ConfigError, match="--correct 'exact > 0.5'"):
+        score(path, "cosine_length")
+    values = [line["rewards"] for line in score(path, "exact,cosine_length", correct="exact > 0.5")]
+    assert [value["exact"] for value in values] == [1.0, 0.0]
+    assert values[0]["cosine_length"] > 0.9
+    assert values[1]["cosine_length"] < -0.9
+
+
+def test_the_summary_shows_values_and_agreement_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = [True, True, False, True]
+    records = [
+        answered("red" if is_right else "blue", "red", rewards={"exact": float(is_right)}, reward=total)
+        for is_right, total in zip(right, [1.0, 2.0, 0.0, 4.0], strict=True)
+    ]
+    boxes = {"completion": "?", "target": {"boxes": []}, "rewards": {"exact": None}, "reward": None}
+    path = write(tmp_path, *records, boxes)
+    assert score(path, "exact") == score(path, "exact", summary=True)
+    told = capsys.readouterr()
+    assert told.out == ""
+    first, *bars, stored, total = told.err.splitlines()
+    assert first == "exact: 4 values, mean 0.75, 0..1; 1 records without"
+    assert [(bar.split()[0], bar.split()[-1], bar.count("█")) for bar in bars] == [("0", "1", 14), ("1", "3", 40)]
+    assert stored == "  with the stored exact: Pearson 1.000, Spearman 1.000 (n = 4)"
+    # By hand: 1, 1, 0, 1 against 1, 2, 0, 4.
+    assert total == "  with the stored total: Pearson 0.683, Spearman 0.775 (n = 4)"
+
+
+def test_the_summary_says_where_nothing_can_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = write(tmp_path, *[{"completion": "<answer>a</answer>"}] * 3)
+    score(bare, "format", summary=True)
+    assert capsys.readouterr().err.splitlines()[0] == "format: 3 values, all 0"
+    told = write(tmp_path, *[{"completion": "a", "rewards": {"format": float(n)}} for n in range(3)])
+    score(told, "format", summary=True)
+    assert "no correlation, one of them does not vary (n = 3)" in capsys.readouterr().err
+    numbers = [answered(str(number), "10") for number in range(10)]
+    score(write(tmp_path, *numbers), "numeric(measure=mean_relative_accuracy)", summary=True)
+    assert len(capsys.readouterr().err.splitlines()) > 5
+
+
+# A new reward
+
+
+def run(*words: str) -> int:
+    return cli.main(list(words))
+
+
+def test_a_new_reward_works_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("reward", "new", "overlap_of_words", "--out", "mine") == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "Wrote mine/overlap_of_words.py and mine/test_overlap_of_words.py. Next:"
+    assert told[3].endswith("'reward.files=[mine/overlap_of_words.py]' reward.overlap_of_words.weight=1")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    command = [sys.executable, *shlex.split(told[1])[1:], "-p", "no:cacheprovider"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout
+    assert "9 passed" in done.stdout
+    assert run(*shlex.split(told[2])[1:]) == 0
+    assert "overlap_of_words: all checks passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("iou", "there is a reward 'iou' already"),
+        ("json", "there is a Python module 'json' already"),
+        ("files", "a setting of the section"),
+        ("class", "use a letter, then letters"),
+        ("my-reward", "use a letter, then letters"),
+        ("../up", "use a letter, then letters"),
+    ],
+)
+def test_a_new_reward_with_a_bad_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    assert run("reward", "new", name, "--out", str(tmp_path)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("existing", ["mine_too.py", "test_mine_too.py"])
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str], existing: str) -> None:
+    (tmp_path / existing).write_text("precious")
+    assert run("reward", "new", "mine_too", "--out", str(tmp_path)) == 2
+    assert "exists and is not overwritten" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(existing, "precious")]
+
+
+# The check
+
+
+def test_check_prints_a_table_and_what_failures_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "always.py"
+    mine.write_text("from mmreason.scoring import reward\n\n@reward()\ndef always_one(completion):\n    return 1\n")
+    assert run("reward", "check", "always_one,choice", "--files", str(mine)) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "always_one: 1 check failed" in told
+    assert "│ tells completions apart │ FAIL │ one value, 1 │" in told
+    assert "FAIL tells completions apart 1 for all" in told
+    assert "Every completion has the same value." in told
+    assert "choice: all checks passed" in told
+    assert "1 of 2 rewards passed. Failed: always_one." in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["iuo"], "Did you mean 'iou'"),
+        (["iou(treshold=1)"], "reward.iou.treshold: no such option"),
+        (["combine"], "setting of a run"),
+        (["iou", "--file", "nowhere.py"], "no such file"),
+        ([], "NAME"),
+    ],
+)
+def test_a_check_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert run("reward", "check", *words) == 2
+    assert message in capsys.readouterr().err
 
 
 # The list
