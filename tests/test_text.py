@@ -157,7 +157,8 @@ def test_hostile_text_costs_little(unit: str, chars: int) -> None:
     started = time.process_time()
     answer = extract_answer(text)
     matches_structure(text)
-    assert time.process_time() - started < 0.5
+    # It takes 0.07 s; quadratic time would be minutes, and what is between is a busy machine.
+    assert time.process_time() - started < 5.0
     assert answer in (None, "")
     if chars > MAX_TEXT_CHARS:
         assert split_tags(text) == [(None, text)]
