@@ -9,7 +9,9 @@ Legend of shapes: T patches of the batch, W windows, L patches of a window, H he
 
 from __future__ import annotations
 
+import functools
 import itertools
+import warnings
 from typing import Any
 
 import torch
@@ -39,9 +41,30 @@ def window_attention(
     del module, attention_mask, kwargs
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if varlen.windows_problem(q.device, q.dtype) is None:
+    if ragged_problem(q.device, q.dtype) is None:
         return varlen.window_kernel(q, k, v, cu_seq_lens_q, int(max_length_q), scale)[None], None
     return _by_length(q, k, v, cu_seq_lens_q, scale)[None], None
+
+
+@functools.cache
+def ragged_problem(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the ragged kernel is not used on this device, after comparing it with SDPA on a few windows; None if it is."""
+    problem = varlen.windows_problem(device, dtype)
+    if problem is not None:
+        return problem
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(23, 4, 64, generator=generator).to(device, dtype) for _ in range(3))
+    bounds = torch.tensor([0, 8, 16, 23], dtype=torch.int32, device=device)
+    try:
+        ragged = varlen.window_kernel(q, k, v, bounds, 8, 0.125)
+    except (RuntimeError, TypeError, ValueError, ImportError) as error:
+        problem = f"the ragged kernel does not run: {type(error).__name__}: {error}"
+    else:
+        wrong = float((ragged - _by_length(q, k, v, bounds, 0.125)).abs().max())
+        problem = None if wrong < 3e-2 else f"the ragged kernel is off by {wrong:.1e}"
+    if problem is not None:
+        warnings.warn(f"vision tower: {problem}; windows of equal length go into one SDPA call instead", stacklevel=2)
+    return problem
 
 
 def _by_length(
