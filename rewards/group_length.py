@@ -37,7 +37,7 @@ def _valid(answer: list[str | None]) -> Flags:
     return np.array([text is not None for text in answer])
 
 
-@group_reward(name="laser", range=(-2.0, 2.0), source=_LASER)
+@group_reward(range=(-2.0, 2.0), source=_LASER)
 def laser(
     answer: list[str | None],
     num_tokens: list[int],
@@ -63,11 +63,12 @@ def laser(
     Returns:
         G rewards; `None` where it cannot be told whether the completion is right.
     """
+    valid = _valid(answer)
     return _told(
         correct,
         lambda right: group_formulas.laser(
-            right & _valid(answer),
-            _valid(answer),
+            right & valid,
+            valid,
             np.array(num_tokens),
             target_tokens=target_tokens,
             bonus=bonus,
@@ -76,7 +77,7 @@ def laser(
     )
 
 
-@group_reward(name="laser_d", range=(-1.0, 2.0), source=f"LASER-D of {_LASER}, with targets that are set by hand")
+@group_reward(range=(-1.0, 2.0), source=f"LASER-D of {_LASER}, with targets that are set by hand")
 def laser_d(
     answer: list[str | None],
     num_tokens: list[int],
@@ -99,17 +100,16 @@ def laser_d(
     Returns:
         G rewards; `None` where it cannot be told whether the completion is right.
     """
+    valid = _valid(answer)
     targets = LaserTargets(easy_tokens, medium_tokens, hard_tokens)
     group = np.zeros(len(correct), dtype=np.int64)
     return _told(
         correct,
-        lambda right: group_formulas.laser_d(
-            right & _valid(answer), _valid(answer), np.array(num_tokens), group, targets, bonus=bonus
-        ),
+        lambda right: group_formulas.laser_d(right & valid, valid, np.array(num_tokens), group, targets, bonus=bonus),
     )
 
 
-@group_reward(name="laser_de", range=(-1.0, 2.0), source=f"LASER-DE of {_LASER}, with targets that are set by hand")
+@group_reward(range=(-1.0, 2.0), source=f"LASER-DE of {_LASER}, with targets that are set by hand")
 def laser_de(
     answer: list[str | None],
     completion: list[str],
@@ -133,18 +133,19 @@ def laser_de(
     Returns:
         G rewards; `None` where it cannot be told whether the completion is right.
     """
+    valid = _valid(answer)
     targets = LaserTargets(easy_tokens, medium_tokens, hard_tokens)
     group = np.zeros(len(correct), dtype=np.int64)
     looping = np.array([loops(text) for text in completion])
     return _told(
         correct,
         lambda right: group_formulas.laser_de(
-            right & _valid(answer), _valid(answer), np.array(num_tokens), group, looping, targets, bonus=bonus
+            right & valid, valid, np.array(num_tokens), group, looping, targets, bonus=bonus
         ),
     )
 
 
-@group_reward(name="kimi_length", range=(-0.5, 0.5), source="length reward of Kimi k1.5 (arXiv 2501.12599)")
+@group_reward(range=(-0.5, 0.5), source="length reward of Kimi k1.5 (arXiv 2501.12599)")
 def kimi_length(num_tokens: list[int], correct: list[bool | None], *, coefficient: Bonus = 0.4) -> list[float | None]:
     """The shortest of a group gains, the longest loses; wrong ones never gain. Added to the reward of the answer.
 

@@ -288,8 +288,16 @@ class Policy:
         Returns:
             Token ids as sampled, the end-of-turn token included and nothing after it.
         """
-        if self.sharing is not None:
-            return self._generate_shared(self.sharing, prepared, max_new_tokens, temperature)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            if self.sharing is not None:
+                return self._generate_shared(self.sharing, prepared, max_new_tokens, temperature)
+            return self._generate_stock(prepared, max_new_tokens, temperature)
+        finally:
+            self.model.train(was_training)
+
+    def _generate_stock(self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float) -> list[list[int]]:
         inputs = self.batch(prepared)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -301,12 +309,7 @@ class Policy:
             suppress_tokens=self.banned_token_ids,
             **sampling,
         )
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            output = self.model.generate(**inputs, generation_config=config)
-        finally:
-            self.model.train(was_training)
+        output = self.model.generate(**inputs, generation_config=config)
         new = output[:, inputs["input_ids"].shape[1] :].tolist()
         return [self.trim(ids) for ids in new]
 
@@ -321,12 +324,7 @@ class Policy:
         sampling = Sampling(
             max_new_tokens, temperature, stops=tuple(self.stop_token_ids), banned=tuple(self.banned_token_ids)
         )
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            return sharing.generation(self.model, store, prompts).sample(sampling)
-        finally:
-            self.model.train(was_training)
+        return sharing.generation(self.model, store, prompts).sample(sampling)
 
     def trim(self, ids: Sequence[int]) -> list[int]:
         """Cut after the first end-of-turn token."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mmreason.errors import DataError
-from mmreason.prompt_once.layout import GroupShape, PackedLayout, Share, plan, token_ratio
+from mmreason.prompt_once.layout import GroupShape, PackedLayout, Share, plan
 from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, Prompt, PromptStore
 
 #: Label of a position that is not scored.
@@ -60,15 +60,11 @@ class Packing:
 
     Attributes:
         inputs: the rows.
-        token_ratio: tokens of the usual pass over tokens of this one.
         split_groups: groups larger than the budget, which were cut.
-        num_groups: distinct prompts.
     """
 
     inputs: tuple[PackedInputs, ...]
-    token_ratio: float
     split_groups: int
-    num_groups: int
 
 
 def group_completions(store: PromptStore, completions: Sequence[Completion]) -> tuple[list[int], list[GroupShape]]:
@@ -92,7 +88,7 @@ def pack(store: PromptStore, completions: Sequence[Completion], token_budget: in
     prompts, shapes = group_completions(store, completions)
     planned = plan(shapes, token_budget)
     inputs = tuple(_pack_row(store, completions, prompts, shapes, row, device) for row in planned.packed_rows)
-    return Packing(inputs, token_ratio(shapes), planned.split_groups, len(shapes))
+    return Packing(inputs, planned.split_groups)
 
 
 def _pack_row(

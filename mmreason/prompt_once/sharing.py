@@ -84,9 +84,8 @@ class Sharing:
         The head projects the scored positions only, in tiles, and never holds `[tokens, vocabulary]`.
         """
         features = store.kept_features(inputs.pictures)
-        shown: dict[str, Any] = store.pixels(inputs.pictures)
-        if features is not None:
-            shown = {"mm_encoder_outputs": {"image": features}}
+        shown: dict[str, Any]
+        shown = store.pixels(inputs.pictures) if features is None else {"mm_encoder_outputs": {"image": features}}
         forward = PackedForward(inputs.layout, self.tier.attend, inputs.image_index or None, inputs.scored)
         return model(
             input_ids=inputs.input_ids,
