@@ -149,7 +149,7 @@ def _reward_list(words: list[str]) -> int:
     given = _parse(parser, words)
     if given is None:
         return 0
-    from mmreason.reward_commands import list_rewards
+    from mmreason.reward_kit.commands import list_rewards
 
     list_rewards(given.file)
     return 0
@@ -165,7 +165,7 @@ def _reward_new(words: list[str]) -> int:
     given = _parse(parser, words)
     if given is None:
         return 0
-    from mmreason.reward_new import next_commands, write_new_reward
+    from mmreason.reward_kit.new import next_commands, write_new_reward
 
     reward_file, test_file = write_new_reward(given.name, given.out)
     print(f"Wrote {reward_file} and {test_file}. Next:\n{next_commands(given.name, reward_file, test_file)}", end="")
@@ -185,7 +185,7 @@ def _reward_check(words: list[str]) -> int:
     given = _parse(parser, words)
     if given is None:
         return 0
-    from mmreason.reward_commands import check_rewards
+    from mmreason.reward_kit.commands import check_rewards
 
     return 0 if check_rewards(given.reward, given.file, given.correct) else 1
 
@@ -207,7 +207,7 @@ def _reward_score(words: list[str]) -> int:
     if given is None:
         return 0
     _must_be_file(given.records)
-    from mmreason.reward_commands import score_file
+    from mmreason.reward_kit.commands import score_file
 
     score_file(str(given.records), given.reward, sys.stdout, given.file, correct=given.correct, summary=given.summary)
     return 0

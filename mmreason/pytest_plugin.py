@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from mmreason.reward_check import Report
+    from mmreason.reward_kit.check import Report
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 
 def _tests(session: pytest.Session, asked: str) -> Iterator[pytest.Item]:
     from mmreason.errors import MMReasonError
-    from mmreason.reward_check_texts import CHECKS
+    from mmreason.reward_kit.check_texts import CHECKS
 
     try:
         rewards = _rewards(asked)
@@ -66,7 +66,7 @@ def _rewards(asked: str) -> list[str]:
 
 @cache
 def _report(reward: str) -> Report:
-    from mmreason.reward_check import check_reward
+    from mmreason.reward_kit.check import check_reward
 
     return check_reward(reward)
 

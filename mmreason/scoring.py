@@ -2,7 +2,7 @@
 
 What enters: `Rollout` records and a `RewardConfig`. What leaves: a `ScoreTable` with one value per rollout
 and reward (NaN = "does not apply" or failed), the total, and what failed, counted by kind. A reward that raises,
-hangs, crashes or returns nonsense becomes data (`mmreason.reward_outcome`); when too many calls fail, the run
+hangs, crashes or returns nonsense becomes data (`mmreason.reward_kit.outcome`); when too many calls fail, the run
 stops instead of training on noise. No torch.
 
     rollouts ─▶ rewards of single rollouts ─▶ group rewards ─▶ shapers ─▶ gates, weights, combine ─▶ total
@@ -25,12 +25,12 @@ import numpy as np
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, RewardFailure
 from mmreason.records import Rollout
-from mmreason.reward_composition import Composition, Condition, FloatArray, weighted_total
-from mmreason.reward_execution import Executor
-from mmreason.reward_groups import Alone, Exchange, GroupFacts, Groups, Member, RolloutFacts
-from mmreason.reward_outcome import Call, FailureKind, Outcome, raised
-from mmreason.reward_settings import shaper_options, validate_reward_config
-from mmreason.reward_spec import (
+from mmreason.reward_kit.composition import Composition, Condition, FloatArray, weighted_total
+from mmreason.reward_kit.execution import Executor
+from mmreason.reward_kit.groups import Alone, Exchange, GroupFacts, Groups, Member, RolloutFacts
+from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, raised
+from mmreason.reward_kit.settings import shaper_options, validate_reward_config
+from mmreason.reward_kit.spec import (
     GROUP_NEEDS,
     NEEDS,
     REWARDS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = '''
-from mmreason.reward_examples import Example, add_examples
+from mmreason.reward_kit.examples import Example, add_examples
 from mmreason.scoring import reward
 
 

@@ -15,11 +15,11 @@ import pytest
 from mmreason.boxes import Boxes, Frame
 from mmreason.errors import ConfigError, PluginError
 from mmreason.records import ImageGeometry, Rollout
-from mmreason.reward_bench import Bench, Case, _next_size
-from mmreason.reward_check import Report, check_reward
-from mmreason.reward_check_texts import CHECKS, MEANINGS
-from mmreason.reward_examples import Example, add_examples, built_in_examples
-from mmreason.reward_probes import ATTACKS, HOSTILE, as_completion, attacks, hostile_text
+from mmreason.reward_kit.bench import Bench, Case, _next_size
+from mmreason.reward_kit.check import Report, check_reward
+from mmreason.reward_kit.check_texts import CHECKS, MEANINGS
+from mmreason.reward_kit.examples import Example, add_examples, built_in_examples
+from mmreason.reward_kit.probes import ATTACKS, HOSTILE, as_completion, attacks, hostile_text
 from mmreason.scoring import REWARDS, FloatArray, group_reward, reward, shaper
 from mmreason.text import extract_answer
 
@@ -34,7 +34,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
     """Registers a function as a reward for the length of one test, and checks it."""
     monkeypatch.setattr(REWARDS, "_items", dict(REWARDS._items))
     # A megabyte takes its time, and is for the built-in rewards.
-    monkeypatch.setattr("mmreason.reward_bench.LONGEST_TEXT", 20_000)
+    monkeypatch.setattr("mmreason.reward_kit.bench.LONGEST_TEXT", 20_000)
 
     def run(function: Callable[..., Any], decorator: Callable[..., Any] = reward, **settings: Any) -> Report:
         options = settings.pop("options", {})
@@ -309,7 +309,7 @@ def test_what_cannot_be_pickled_is_caught(check: Callable[..., Report]) -> None:
 
 
 def test_a_slow_reward_is_caught(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmreason.reward_check._MAX_ITEM_S", 0.0)
+    monkeypatch.setattr("mmreason.reward_kit.check._MAX_ITEM_S", 0.0)
     assert failed(check(exactly)) == {"time"}
 
 
@@ -328,7 +328,7 @@ def exponential(answer: str | None) -> float:
 def test_time_that_grows_faster_than_the_text_is_caught_in_time(
     check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr("mmreason.reward_bench.MAX_HOSTILE_S", 0.05)
+    monkeypatch.setattr("mmreason.reward_kit.bench.MAX_HOSTILE_S", 0.05)
     report = check(function)
     finding = next(finding for finding in report.failures if finding.check == "hostile")
     assert "'a' repeated" in finding.problem
@@ -392,7 +392,7 @@ RED = Example("a colour", {"colour": "red"}, right=("red",), wrong=("blue", "car
 
 
 def test_a_target_of_its_own_needs_examples(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmreason.reward_examples._given", {})
+    monkeypatch.setattr("mmreason.reward_kit.examples._given", {})
     assert "fits" in failed(check(colour_named))
     add_examples(colour_in_it, RED)
     report = check(colour_in_it)
@@ -401,7 +401,7 @@ def test_a_target_of_its_own_needs_examples(check: Callable[..., Report], monkey
 
 
 def test_with_examples_a_good_reward_passes(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmreason.reward_examples._given", {})
+    monkeypatch.setattr("mmreason.reward_kit.examples._given", {})
     add_examples(colour_named, RED)
     report = check(colour_named)
     assert not report.failures
@@ -409,7 +409,7 @@ def test_with_examples_a_good_reward_passes(check: Callable[..., Report], monkey
 
 
 def test_examples_may_be_whole_completions(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmreason.reward_examples._given", {})
+    monkeypatch.setattr("mmreason.reward_kit.examples._given", {})
     assert failed(check(says_units)) == {"varies"}
     add_examples(says_units, Example("a length", {}, right=("It is 3 cm",), wrong=("It is 3",), whole_text=True))
     REWARDS._items.pop(f"{__name__.split('.')[0]}/says_units")

@@ -19,7 +19,7 @@ from mmreason import cli
 from mmreason.errors import ConfigError, DataError, MMReasonError, RewardFailure
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.rescoring import rollout_from_record
-from mmreason.reward_commands import list_rewards, parse_reward_spec, score_file
+from mmreason.reward_kit.commands import list_rewards, parse_reward_spec, score_file
 from mmreason.run_records import rollout_record
 
 GROUNDING: dict[str, Any] = {

@@ -20,8 +20,8 @@ import pytest
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError, RewardFailure
 from mmreason.records import Rollout, Row
-from mmreason.reward_async import close_loop
-from mmreason.reward_pool import close_pools
+from mmreason.reward_kit.async_calls import close_loop
+from mmreason.reward_kit.pool import close_pools
 from mmreason.run_records import read_metrics, read_rollouts
 from mmreason.scoring import REWARDS, RewardResult, RewardRunner, build_spec, group_reward, reward
 

@@ -25,7 +25,7 @@ from mmreason.boxes import Boxes
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError, RewardFailure
 from mmreason.records import Rollout, Row
-from mmreason.reward_composition import Composition, Condition
+from mmreason.reward_kit.composition import Composition, Condition
 from mmreason.scoring import (
     REWARDS,
     SHAPERS,

@@ -22,8 +22,8 @@ from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError, RewardFailure
 from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row
-from mmreason.reward_pool import close_pools
-from mmreason.reward_trl import as_trl, from_trl
+from mmreason.reward_kit.pool import close_pools
+from mmreason.reward_kit.trl_bridge import as_trl, from_trl
 from mmreason.run_records import read_rollouts
 from mmreason.scoring import REWARDS, RewardResult, RewardRunner, group_reward, load_reward_files, reward
 from mmreason.train.grpo import grpo_arguments
@@ -132,7 +132,7 @@ def test_a_missing_column_is_a_failure_that_names_it() -> None:
 def isolated_file(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "bridged.py"
     path.write_text(
-        "from mmreason.reward_trl import from_trl\n"
+        "from mmreason.reward_kit.trl_bridge import from_trl\n"
         "@from_trl(isolated=True, deadline_s=0.4)\n"
         "def bridged(completions, **kwargs):\n"
         "    while completions[0][0]['content'] == 'loop':\n        pass\n"

@@ -474,7 +474,7 @@ def test_a_reward_receives_what_it_names(add: Callable[..., str]) -> None:
 
 
 def test_boxes_are_parsed_once_per_rollout(add: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import mmreason.reward_groups as reward_groups
+    import mmreason.reward_kit.groups as reward_groups
 
     calls: list[str] = []
 

@@ -108,7 +108,7 @@ class RewardConfig(BaseModel):
     """Rewards by name, each with a weight and its own options: `reward.iou.weight=1 reward.iou.threshold=0.5`.
 
     How the total is made of them: `weight`, `gate` and `schedule` of each reward, then `combine`
-    (`mmreason.reward_composition`).
+    (`mmreason.reward_kit.composition`).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)

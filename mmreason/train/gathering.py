@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AllProcesses:
-    """The processes that train together (`mmreason.reward_groups.Exchange`).
+    """The processes that train together (`mmreason.reward_kit.groups.Exchange`).
 
     Attributes:
         rank: number of this process, from 0.

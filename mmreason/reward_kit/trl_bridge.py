@@ -4,7 +4,7 @@ What enters: a function of TRL's form, `f(prompts, completions, completion_ids, 
 name of a registered reward. What leaves: a registered reward, or a function of TRL's form. Neither side is changed, and
 neither TRL nor torch is imported here.
 
-    from mmreason.reward_trl import as_trl, from_trl
+    from mmreason.reward_kit.trl_bridge import as_trl, from_trl
 
     from_trl(name="overlong", range=(-1.0, 0.0))(get_soft_overlong_punishment(512, 64))   # in a reward file
     GRPOTrainer(model, reward_funcs=[as_trl("iou", policy=policy)], ...)                  # in a script on stock TRL
@@ -28,7 +28,7 @@ from mmreason.boxes import Frame
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError
 from mmreason.records import ImageGeometry, Message, Rollout, Row
-from mmreason.reward_spec import COMMON_OPTIONS, REWARDS, Per, RewardResult, group_reward, load_reward_files, reward
+from mmreason.reward_kit.spec import COMMON_OPTIONS, REWARDS, Per, RewardResult, group_reward, load_reward_files, reward
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.text import extract_answer
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mmreason.reward_bench import Bench, Case, Score
-from mmreason.reward_examples import Example, built_in_examples, given_examples
-from mmreason.reward_probes import EMPTY, GARBAGE, as_completion, of_one_length
+from mmreason.reward_kit.bench import Bench, Case, Score
+from mmreason.reward_kit.examples import Example, built_in_examples, given_examples
+from mmreason.reward_kit.probes import EMPTY, GARBAGE, as_completion, of_one_length
 
 #: Completions that are scored again: in another batch, in another order, and one by one.
 _MAX_AGAIN = 48

@@ -22,13 +22,13 @@ from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, DataError, PluginError, RewardFailure
 from mmreason.records import Rollout
 from mmreason.rescoring import rollout_from_record
-from mmreason.reward_spec import REWARDS, SHAPERS, RewardSpec, load_reward_files
-from mmreason.reward_summary import ScoreSummary
+from mmreason.reward_kit.spec import REWARDS, SHAPERS, RewardSpec, load_reward_files
+from mmreason.reward_kit.summary import ScoreSummary
 from mmreason.run_records import read_objects
 from mmreason.scoring import RewardRunner, ScoreTable
 
 if TYPE_CHECKING:
-    from mmreason.reward_check import Report
+    from mmreason.reward_kit.check import Report
 
 _EXAMPLE = "Write NAME[,NAME(option=value,...)], e.g. --reward 'iou(threshold=0.5),format'."
 #: A name of a reward (`iou`, `package/name`) or an option.
@@ -81,7 +81,7 @@ def check_rewards(spec: str, files: Sequence[str] = (), correct: str | None = No
     Raises:
         ConfigError: a reward, an option or a file cannot be used.
     """
-    from mmreason.reward_check import check_reward
+    from mmreason.reward_kit.check import check_reward
 
     asked = parse_reward_spec(spec)
     _no_settings(asked)

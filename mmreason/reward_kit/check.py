@@ -19,10 +19,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmreason.reward_bench import Bench, Case, Score, Timing
-from mmreason.reward_check_texts import CHECKS, MEANINGS, duration, last_line, quoted, spread
-from mmreason.reward_examples import Example, built_in_examples, given_examples
-from mmreason.reward_probes import (
+from mmreason.reward_kit.bench import Bench, Case, Score, Timing
+from mmreason.reward_kit.check_texts import CHECKS, MEANINGS, duration, last_line, quoted, spread
+from mmreason.reward_kit.examples import Example, built_in_examples, given_examples
+from mmreason.reward_kit.probes import (
     ATTACKS,
     CONTENTS,
     EMPTY,
@@ -36,7 +36,7 @@ from mmreason.reward_probes import (
     attacks,
     completion,
 )
-from mmreason.reward_sheets import Failed, Notebook, Sheet
+from mmreason.reward_kit.sheets import Failed, Notebook, Sheet
 
 Verdict = Literal["ok", "FAIL", "not applicable"]
 

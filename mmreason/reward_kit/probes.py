@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from mmreason.reward_examples import Box, Example, write_boxes
+from mmreason.reward_kit.examples import Box, Example, write_boxes
 
 #: Checks of the hacking probe set, in the order in which reports show them -> what a report calls them.
 ATTACKS = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mmreason.boxes import Boxes, Frame, parse_boxes
 from mmreason.records import Rollout
-from mmreason.reward_outcome import Outcome
+from mmreason.reward_kit.outcome import Outcome
 
 T = TypeVar("T")
 #: A group: its number and the id of its row, so that batches that count groups anew are not mixed up.

@@ -27,8 +27,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
-from mmreason.reward_outcome import MAX_TRACEBACK_CHARS, Call, Outcome, failed, raised
-from mmreason.reward_spec import REWARDS, RewardSpec, load_reward_files
+from mmreason.reward_kit.outcome import MAX_TRACEBACK_CHARS, Call, Outcome, failed, raised
+from mmreason.reward_kit.spec import REWARDS, RewardSpec, load_reward_files
 
 #: On the control socket: what to do and with which process. `FORK`, with a socket attached, is answered with a process
 #: id, `END` with how the process died (as `os.waitstatus_to_exitcode`); `KILL` is not answered, nor waited for.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
-from mmreason.reward_spec import REWARDS
+from mmreason.reward_kit.spec import REWARDS
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+\Z")
@@ -66,7 +66,7 @@ from pathlib import Path
 import pytest
 from NAME import NAME
 
-from mmreason.reward_check import check_reward
+from mmreason.reward_kit.check import check_reward
 from mmreason.scoring import load_reward_files
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
 from mmreason.records import Rollout, Row
-from mmreason.reward_examples import Example
-from mmreason.reward_probes import HOSTILE, LONGEST_TEXT, as_completion, hostile_text
-from mmreason.reward_spec import REWARDS, SHAPERS
+from mmreason.reward_kit.examples import Example
+from mmreason.reward_kit.probes import HOSTILE, LONGEST_TEXT, as_completion, hostile_text
+from mmreason.reward_kit.spec import REWARDS, SHAPERS
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.text import extract_answer
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mmreason.reward_probes import ATTACKS, THINKING
+from mmreason.reward_kit.probes import ATTACKS, THINKING
 
 _MAX_QUOTED_CHARS = 160
 
@@ -36,7 +36,7 @@ CHECKS: Mapping[str, str] = {
 MEANINGS: Mapping[str, str] = {
     "fits": (
         "Nothing could be tried on it, so nothing is known about it. If its target has a form of its own, say below the "
-        "reward which answers are right and wrong: mmreason.reward_examples.add_examples(function, Example(...)). "
+        "reward which answers are right and wrong: mmreason.reward_kit.examples.add_examples(function, Example(...)). "
         "If its target is an ordinary one, it does not look at it."
     ),
     "right": (
@@ -93,7 +93,7 @@ MEANINGS: Mapping[str, str] = {
     ),
     "varies": (
         "Every completion has the same value. A group whose rewards are all equal has no advantage, so nothing is "
-        "learnt. If it looks for something that no probe has, give examples (mmreason.reward_examples.add_examples)."
+        "learnt. If it looks for something that no probe has, give examples (mmreason.reward_kit.examples.add_examples)."
     ),
     "range": (
         "A value outside the range counts as a failure and becomes None. Correct the formula, or @reward(range=...)."

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmreason.reward_spec import RewardResult, RewardSpec
+from mmreason.reward_kit.spec import RewardResult, RewardSpec
 
 FailureKind = Literal["exception", "not_a_number", "non_finite", "out_of_range", "wrong_length", "deadline", "crashed"]
 

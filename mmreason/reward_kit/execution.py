@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmreason.config.schema import RewardConfig
-from mmreason.reward_async import start_async
-from mmreason.reward_outcome import Call, Outcome
-from mmreason.reward_pool import WorkerPool, shared_pool, sources_of
-from mmreason.reward_spec import RewardSpec
+from mmreason.reward_kit.async_calls import start_async
+from mmreason.reward_kit.outcome import Call, Outcome
+from mmreason.reward_kit.pool import WorkerPool, shared_pool, sources_of
+from mmreason.reward_kit.spec import RewardSpec
 
 
 class Executor:

@@ -3,7 +3,7 @@
 What enters: nothing, or a reward author's own examples (`add_examples`). What leaves: `Example`s of every kind of target
 that mmreason knows (boxes, choices, numbers, lists, captions, ...), rows of the procedural tasks among them. No torch.
 
-    from mmreason.reward_examples import Example, add_examples
+    from mmreason.reward_kit.examples import Example, add_examples
 
     add_examples(colour_named, Example("a colour", {"colour": "red"}, right=("red",), wrong=("blue", "car")))
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
 from mmreason.registry import did_you_mean
-from mmreason.reward_composition import Condition
-from mmreason.reward_spec import REWARDS, SHAPERS, PluginOptions, RewardOptions, load_reward_files
+from mmreason.reward_kit.composition import Condition
+from mmreason.reward_kit.spec import REWARDS, SHAPERS, PluginOptions, RewardOptions, load_reward_files
 
 OptionsT = TypeVar("OptionsT", bound=PluginOptions)
 

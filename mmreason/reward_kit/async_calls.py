@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mmreason.reward_outcome import Call, FailureKind, Outcome, failed, judged, raised
+from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, judged, raised
 
 #: Seconds that a call has to obey being cancelled.
 _GRACE_S = 2.0

@@ -2,7 +2,7 @@
 
 What enters: functions that name what they need, in the package, in a user's file or in a plug-in package. What
 leaves: a `RewardSpec` or `ShaperSpec` each. No torch. The section `reward` of a run is checked against them in
-`mmreason.reward_settings`; scores are computed in `mmreason.scoring`, from where a reward author imports everything:
+`mmreason.reward_kit.settings`; scores are computed in `mmreason.scoring`, from where a reward author imports everything:
 
     from mmreason.scoring import reward
 
@@ -38,7 +38,7 @@ from pydantic.errors import PydanticUserError
 from mmreason.config.schema import PositiveFloat, RewardConfig
 from mmreason.errors import ConfigError, MMReasonError, PluginError
 from mmreason.registry import Registry, did_you_mean
-from mmreason.reward_composition import Condition, check_schedule
+from mmreason.reward_kit.composition import Condition, check_schedule
 
 #: What a reward may name as a parameter, and what it then receives.
 NEEDS: Mapping[str, str] = {
@@ -114,7 +114,7 @@ class PluginOptions(BaseModel):
 
 
 class RewardOptions(PluginOptions):
-    """Base of every reward's options: how it enters the total (`mmreason.reward_composition`)."""
+    """Base of every reward's options: how it enters the total (`mmreason.reward_kit.composition`)."""
 
     weight: _WEIGHT = 1.0
     gate: _GATE = None

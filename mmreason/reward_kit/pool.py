@@ -2,7 +2,7 @@
 
 What enters: calls. What leaves: their outcomes, in order, after a bounded time whatever the calls do: a call that
 overruns is killed with its process and counts as failed (`deadline`), one whose process dies as `crashed`. The pool
-works from any thread and touches no signal. How the children come and go: `mmreason.reward_worker`. No torch.
+works from any thread and touches no signal. How the children come and go: `mmreason.reward_kit.worker`. No torch.
 
 The children see the deadline from the moment a call is sent; starting up is not counted. A batch of N calls takes at most
 about N × deadline ÷ workers, and never more than the batch's deadline.
@@ -23,9 +23,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from mmreason.reward_outcome import Call, FailureKind, Outcome, failed, raised
-from mmreason.reward_spec import RewardSpec, is_file_module
-from mmreason.reward_worker import (
+from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, raised
+from mmreason.reward_kit.spec import RewardSpec, is_file_module
+from mmreason.reward_kit.worker import (
     ANSWER,
     COMMAND,
     END,
@@ -44,7 +44,7 @@ from mmreason.reward_worker import (
 )
 
 #: The child's first words; the import path is the parent's, so that it finds the same modules.
-_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import mmreason.reward_worker as w; w.main()"
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import mmreason.reward_kit.worker as w; w.main()"
 #: Seconds for importing the rewards' modules, and for the nursery to answer a command.
 _START_LIMIT_S = 180.0
 _ANSWER_LIMIT_S = 30.0

@@ -1,0 +1,1 @@
+"""Loss terms, policy losses and advantages as pure functions; the trainer joins them to TRL."""
