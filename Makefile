@@ -44,9 +44,10 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about an hour) into runs/tiny_vlm/final
 	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm trainer.num_threads=1 resume=auto
 
-bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, and what sharing prompts saves
+bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, what sharing prompts saves, rewards per second
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.prompt_once
+	$(BIN)/python -m benchmarks.rewards
 
 wheel: $(VENV)/.dev ## build the wheel into dist/
 	rm -rf dist build/lib && $(BIN)/python -m build --wheel --outdir dist .

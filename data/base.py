@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Generic, Literal, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -51,11 +51,15 @@ class Task(ABC, Generic[OptionsT]):
         options_type: the options this task understands.
         styles: names of the supervised answer styles that `example` and `trace` can make.
         metric: the reward whose held-out mean is the task's score; a row counts as correct when it reaches `correct_at`.
+        metric_options: of that reward, where a run configures no rewards (the scores of `mmreason sft`).
+        format_options: of the reward `format`, likewise.
     """
 
     name: ClassVar[str] = ""
     styles: ClassVar[tuple[str, ...]] = ("direct",)
     metric: ClassVar[str] = "exact"
+    metric_options: ClassVar[Mapping[str, Any]] = {}
+    format_options: ClassVar[Mapping[str, Any]] = {}
     correct_at: ClassVar[float] = 0.5
 
     def __init__(self, options: OptionsT, seed: int = 0) -> None:

@@ -21,6 +21,7 @@ from rich.text import Text
 from mmreason.config.schema import DataConfig
 from mmreason.data.readers import ScannedRow, SkippedRow, image_loader, scan
 from mmreason.errors import ConfigError
+from mmreason.labelled_boxes import images_of_boxes
 
 #: Problems that are kept with line and reason; all are counted.
 MAX_LISTED = 20
@@ -116,8 +117,10 @@ class _Tally:
         if item.row is None:
             return
         self.image_sizes += item.image_sizes
-        for x1, y1, x2, y2 in item.row.target.get("boxes", []):
-            width, height = item.image_sizes[0]
+        for (x1, y1, x2, y2), index in zip(
+            item.row.target.get("boxes", []), images_of_boxes(item.row.target), strict=True
+        ):
+            width, height = item.image_sizes[index]
             self.box_sides.append((x2 - x1, y2 - y1))
             self.box_shares.append((x2 - x1) * (y2 - y1) / (width * height))
             if min(width, height) >= _LARGE_SIDE_PX:

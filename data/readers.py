@@ -20,7 +20,9 @@ from mmreason.config.schema import DataConfig
 from mmreason.data.row_forms import RawRow, RowProblem, interpret
 from mmreason.errors import DataError, ImageError
 from mmreason.images import ImageLoader, ImageRefused
-from mmreason.records import Row
+from mmreason.labelled_boxes import images_of_boxes
+from mmreason.prompt_boxes import BOXES_PART
+from mmreason.records import Message, Row
 
 #: Longer lines are bad rows: a row holds text and paths, not pictures.
 MAX_LINE_BYTES = 4_000_000
@@ -180,7 +182,8 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
                 raise RowProblem("duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique")
             images = tuple(str(loader.resolve(image)) for image in raw.image_paths)
             sizes = tuple(size_of(image) for image in images)
-            row = Row(row_id, raw.messages, images, _placed_target(raw, sizes), path.stem, raw.columns)
+            messages = tuple(_placed_message(message, sizes) for message in raw.messages)
+            row = Row(row_id, messages, images, _placed_target(raw, sizes), path.stem, raw.columns)
         except RowProblem as problem:
             yield ScannedRow(line, None, SkippedRow(line, str(problem), problem.kind))
         except ImageError as error:
@@ -192,19 +195,33 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
 
 
 def _placed_target(raw: RawRow, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
-    """The target with its boxes checked against the row's first image and cut to it."""
+    """The target with each of its boxes checked against its own image and cut to it."""
     if not raw.target.get("boxes"):
         return raw.target
     if not sizes:
         raise RowProblem("box without image", "the target has boxes and the row has no image")
     cut = []
-    for box in raw.target["boxes"]:
-        _check_box(box, sizes[0])
-        cut.append(_cut(box, sizes[0]))
+    for box, index in zip(raw.target["boxes"], images_of_boxes(raw.target), strict=True):
+        _check_box(box, sizes[index], f" (image_index {index})" if len(sizes) > 1 else "")
+        cut.append(_cut(box, sizes[index]))
     return {**raw.target, "boxes": cut}
 
 
-def _check_box(box: list[float], size: tuple[int, int]) -> None:
+def _placed_message(message: Message, sizes: tuple[tuple[int, int], ...]) -> Message:
+    """The message with the boxes of its parts checked against their images and cut to them."""
+    parts = []
+    for part in message["content"]:
+        if part["type"] == BOXES_PART:
+            index = part.get("image_index", 0)
+            for box in part["boxes"]:
+                _check_box(box, sizes[index], f" (image_index {index}), in the prompt")
+            part = {**part, "boxes": [_cut(box, sizes[index]) for box in part["boxes"]]}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _check_box(box: list[float], size: tuple[int, int], place: str = "") -> None:
+    """Raise `RowProblem` if a box does not fit its image; `place` says which image that is."""
     x1, y1, x2, y2 = box
     width, height = size
     if x1 > x2 or y1 > y2:
@@ -217,12 +234,12 @@ def _check_box(box: list[float], size: tuple[int, int]) -> None:
     if max(-x1, -y1, x2 - width, y2 - height) > BOX_TOLERANCE_PX:
         raise RowProblem(
             "box outside the image",
-            f"{box} in an image of {width} × {height}; boxes are [x1, y1, x2, y2] in pixels of the original "
+            f"{box} in an image of {width} × {height}{place}; boxes are [x1, y1, x2, y2] in pixels of the original "
             "image (turned upright), neither resized nor 0..1000",
         )
     left, top, right, bottom = _cut(box, size)
     if right <= left or bottom <= top:
-        raise RowProblem("box without area", f"{box} in an image of {width} × {height}")
+        raise RowProblem("box without area", f"{box} in an image of {width} × {height}{place}")
 
 
 def _cut(box: list[float], size: tuple[int, int]) -> list[float]:

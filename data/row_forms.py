@@ -8,6 +8,11 @@ Enters: one decoded JSON value of a data file. Leaves: a `RawRow`, or `RowProble
     images    `image` or `images`: one path or a list. `<image>` in the text says where; without it, first.
     target    `target` (an object), or `answer`, or `solution`, or else the gold completion. A box quadruple,
               or a list of them, becomes `{"boxes": ...}` in original pixels; other text `{"answer": text}`.
+    which     `image_index`, in the target or beside it, says in which image the boxes lie, counted from 0: one
+    image     number if the question says it too, a list with a number for each box if the answer has to say it.
+              With one image it may be missing; with several it must be there, for nothing else tells.
+    boxes in  `{"type": "boxes", "boxes": [...], "label": ..., "image_index": ...}` among the parts of a user turn:
+    a prompt  boxes in original pixels, which each model is shown in its own frame (`mmreason.prompt_boxes`).
 
 Whatever is left of the object becomes `columns`.
 """
@@ -20,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmreason.boxes import MAX_COORDINATE
+from mmreason.prompt_boxes import BOXES_PART
 from mmreason.records import Message
 from mmreason.text import extract_answer
 
@@ -55,7 +61,8 @@ class RawRow:
         id: as written, or None.
         messages: the prompt, contents as lists of parts; ends with a user turn.
         image_paths: as written, in the order of the image parts.
-        target: boxes are lists of four ordinary numbers, answers are text.
+        target: boxes are lists of four ordinary numbers, answers are text; `image_index` names images that are
+            there, and is there itself wherever boxes could lie in several.
         columns: everything else; `completion` holds the gold completion if the row has one.
     """
 
@@ -83,6 +90,10 @@ def interpret(record: object) -> RawRow:
     if isinstance(rest.get("completion"), str):
         _refuse_control(rest["completion"], "`completion`: leave it out, the end of the turn is added by itself")
     messages, image_paths = _with_images(turns, listed_paths)
+    _take_image_index(rest, target)
+    _check_image_index(target, len(image_paths))
+    for part in (part for turn in messages for part in turn["content"] if part["type"] == BOXES_PART):
+        _check_index(part.get("image_index", 0), len(image_paths))
     return RawRow(row_id, messages, image_paths, target, rest)
 
 
@@ -138,8 +149,27 @@ def _given_part(part: object, role: str, place: str) -> list[dict[str, str]]:
             return _parts(part["text"], role)
         if kind == "image" and role == "user" and isinstance(part.get("image", ""), str):
             return [{"type": "image", "image": part["image"]} if "image" in part else {"type": "image"}]
+        if kind == BOXES_PART and role == "user":
+            return [_boxes_part(part, place)]
     known = "{'type': 'text', 'text': …} or, for the user, {'type': 'image'}"
     raise RowProblem("bad question", f"{place}: a part is {known}; not {_shown(part)}")
+
+
+def _boxes_part(part: dict[str, Any], place: str) -> dict[str, Any]:
+    """A part of boxes, its numbers and label checked; its image is not known yet."""
+    unknown = sorted(map(str, part.keys() - {"type", "boxes", "label", "image_index"}))
+    if "boxes" not in part or unknown:
+        detail = f"it has {unknown[0]!r:.40}" if unknown else "`boxes` is missing"
+        raise RowProblem("bad question", f"{place}: a part of boxes has boxes, label and image_index; {detail}")
+    made: dict[str, Any] = {"type": BOXES_PART, "boxes": _boxes(part["boxes"])}
+    if part.get("label") is not None:
+        if not isinstance(part["label"], str):
+            raise RowProblem("bad question", f"{place}: `label` must be a text, not {_shown(part['label'])}")
+        _refuse_control(part["label"], "the label of boxes: leave it out")
+        made["label"] = part["label"]
+    if part.get("image_index") is not None:
+        made["image_index"] = part["image_index"]
+    return made
 
 
 def _parts(text: str, role: str) -> list[dict[str, str]]:
@@ -236,6 +266,50 @@ def _checked_target(target: dict[str, Any]) -> dict[str, Any]:
     if "answer" in target:
         target["answer"] = _answer_text(target["answer"], "target.answer")
     return target
+
+
+def _take_image_index(rest: dict[str, Any], target: dict[str, Any]) -> None:
+    """Move an `image_index` beside the target into it; without boxes, such a column is the user's own."""
+    if target.get("image_index") is None:
+        target.pop("image_index", None)
+    if "boxes" not in target:
+        if "image_index" in target:
+            raise RowProblem("bad image index", "`image_index` of the target says where its boxes lie, and it has none")
+        return
+    beside = rest.pop("image_index", None)
+    if beside is None:
+        return
+    if "image_index" in target:
+        raise RowProblem("bad image index", "`image_index` is in the target and beside it; keep one")
+    target["image_index"] = beside
+
+
+def _check_image_index(target: dict[str, Any], num_images: int) -> None:
+    """Every box lies in one known image of the row; a row without images is refused for that later."""
+    declared, boxes = target.get("image_index"), target.get("boxes") or []
+    if declared is None:
+        if boxes and num_images > 1:
+            raise RowProblem(
+                "box without image index",
+                f'the row has {num_images} images: write "image_index" into the target, counted from 0; one number if '
+                "the question says which image, a list with one for each box if the answer has to",
+            )
+        return
+    if boxes and not num_images:
+        return
+    if not isinstance(declared, list):
+        _check_index(declared, num_images)
+        return
+    if len(declared) != len(boxes):
+        raise RowProblem("bad image index", f"{len(declared)} numbers for {len(boxes)} boxes: list one for each")
+    for index in declared:
+        _check_index(index, num_images)
+
+
+def _check_index(index: object, num_images: int) -> None:
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_images:
+        last = f"; the last of {num_images} images is {num_images - 1}" if num_images else "; the row has no image"
+        raise RowProblem("bad image index", f"{_shown(index)} is not the number of an image counted from 0{last}")
 
 
 def _gold(value: object, key: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ boxes in the picture's own pixels. The same generator state gives the same pictu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,11 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 
 Point = tuple[float, float]
+#: Colour and shape of an object.
+Name = tuple[str, str]
+
+#: Pictures tried for objects that have to be there.
+_ROOM_TRIES = 3
 
 
 def _regular(count: int, phase: float) -> list[Point]:
@@ -139,7 +145,7 @@ class SceneOptions(TaskOptions):
         return None
 
 
-def _background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+def draw_background(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """A muted background: plain, gradient, stripes, checks or smooth noise."""
     kind = rng.integers(5)
     light = float(rng.uniform(168, 245)) if rng.random() < 0.7 else float(rng.uniform(18, 70))
@@ -165,7 +171,8 @@ def _background(rng: np.random.Generator, width: int, height: int) -> Image.Imag
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _overlap_share(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def overlap_share(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Intersection of two boxes as a share of the smaller one."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -191,12 +198,12 @@ def _place(
         x, y = rng.uniform(1, width - 1 - w), rng.uniform(1, height - 1 - h)
         box = (x, y, x + w, y + h)
         grown = (x - 2, y - 2, x + w + 2, y + h + 2) if options.max_overlap == 0 else box
-        if all(_overlap_share(grown, other) <= options.max_overlap for other in boxes):
+        if all(overlap_share(grown, other) <= options.max_overlap for other in boxes):
             boxes.append(box)
     return boxes
 
 
-def _paint(image: Image.Image, item: SceneObject, rng: np.random.Generator) -> None:
+def draw_object(image: Image.Image, item: SceneObject, rng: np.random.Generator) -> None:
     """Draw one object on the supersampled canvas, with jittered colour and sometimes an outline."""
     x1, y1, x2, y2 = (SUPERSAMPLE * v for v in item.box)
     points = [(x1 + px * (x2 - x1), y1 + py * (y2 - y1)) for px, py in SHAPES[item.shape]]
@@ -216,10 +223,25 @@ def draw_scene(rng: np.random.Generator, options: SceneOptions) -> Scene:
         SceneObject(colors[int(p) // len(shapes)], shapes[int(p) % len(shapes)], box)
         for p, box in zip(picks, boxes, strict=True)
     ]
-    canvas = _background(rng, width, height).resize(
+    return _painted(rng, items, width, height)
+
+
+def draw_named_scene(rng: np.random.Generator, options: SceneOptions, names: Sequence[Name]) -> Scene | None:
+    """Draw one scene of given objects, `(colour, shape)`, no two the same; `None` if there is no room for all."""
+    for _ in range(_ROOM_TRIES):
+        width, height = (int(v) for v in rng.integers(options.side_px[0], options.side_px[1] + 1, size=2))
+        boxes = _place(rng, options, width, height, len(names))
+        if len(boxes) == len(names):
+            items = [SceneObject(*name, box) for name, box in zip(names, boxes, strict=True)]
+            return _painted(rng, items, width, height)
+    return None
+
+
+def _painted(rng: np.random.Generator, items: Sequence[SceneObject], width: int, height: int) -> Scene:
+    canvas = draw_background(rng, width, height).resize(
         (width * SUPERSAMPLE, height * SUPERSAMPLE), Image.Resampling.BILINEAR
     )
     for item in items:
-        _paint(canvas, item, rng)
+        draw_object(canvas, item, rng)
     ordered = tuple(sorted(items, key=lambda item: item.center))
     return Scene(canvas.reduce(SUPERSAMPLE), ordered)

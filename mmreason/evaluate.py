@@ -22,6 +22,7 @@ from mmreason.stats import Interval, mean_interval, paired_difference
 if TYPE_CHECKING:
     from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
+    from mmreason.judge.service import JudgeService
     from mmreason.policy.policy import Policy
 
 
@@ -92,6 +93,7 @@ def evaluate(
     batch_size: int = 64,
     temperature: float = 0.0,
     loader: ImageLoader | None = None,
+    judge: JudgeService | None = None,
 ) -> EvalResult:
     """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`."""
     from mmreason.scoring import RewardRunner
@@ -99,7 +101,7 @@ def evaluate(
     rollouts = sample_rollouts(
         policy, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, loader=loader
     )
-    table = RewardRunner(rewards).score(rollouts)
+    table = RewardRunner(rewards, judge).score(rollouts)
     scores = {name: table.values[:, column] for column, name in enumerate(table.names)}
     if metric in scores:
         values = scores[metric]
@@ -141,6 +143,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from mmreason.data.readers import read_rows
+    from mmreason.judge.build import build_judge
     from mmreason.policy.policy import Policy
     from mmreason.run_records import RunFolder
     from mmreason.train.opening import refuse_other_command
@@ -158,10 +161,13 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         else {"after": config.model.name}
     )
     results = {}
+    judge = None
     for label, name in names.items():
         torch.manual_seed(config.seed)
         policy = Policy.load(config.model.model_copy(update={"name": name}), seed=config.seed)
         policy.share_prompts(config.policy)
+        if judge is None or config.judge.kind == "policy":
+            judge = build_judge(config.judge, policy, loader)
         results[label] = evaluate(
             policy,
             rows,
@@ -172,6 +178,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             batch_size=config.trainer.eval_batch_size,
             temperature=config.eval.temperature,
             loader=loader,
+            judge=judge,
         )
         print(f"{name} on {len(rows)} held-out rows:")
         for score, interval in results[label].intervals().items():

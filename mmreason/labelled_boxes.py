@@ -5,11 +5,14 @@ What enters: model text, however hostile. What leaves: `LabelledBoxes`, in order
     {"bbox_2d": [12, 30, 88, 140], "label": "red mug", "image_index": 1, "confidence": 0.8}
     {"point_2d": [50, 85], "label": "handle"}
     [12, 30, 88, 140]
+    image 2 [12, 30, 88, 140]
 
 An object is flat JSON with at most eight members; `bbox` and `point` are read as well, every member but the place
 itself may be missing, and unknown members are allowed. Objects may stand in a list, in a ```json fence or bare in
 prose; of a broken text, whatever is complete is read. A place outside a readable object still counts, without
 label, and so does one that shares its object with another: no box in the brackets of a text escapes the count.
+In JSON images are counted from 0, as programs do: `"image_index": 1`. In words they are counted from 1, as people
+do: `image 2`, or `image 2:`, right before a bare place says that it lies in the second image.
 Numbers are plain decimals, as in `mmreason.boxes.parse_boxes`.
 
 Every repetition below is bounded, so that reading costs a bounded amount for each opening bracket.
@@ -23,10 +26,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mmreason.boxes import MAX_DIGITS, Boxes, Frame
+from mmreason.boxes import MAX_DIGITS, Boxes, Frame, format_box
+from mmreason.records import ImageGeometry
 
 #: A longer label is none: the object is not read, its box counts without label.
 MAX_LABEL_CHARS = 200
@@ -38,6 +43,10 @@ _SPACE = r"[ \t\r\n]{0,32}"
 _NUMBER = rf"-?[0-9]{{1,{MAX_DIGITS}}}(?:\.[0-9]{{1,{MAX_DIGITS}}})?"
 _PLACE = rf"\[{_SPACE}{_NUMBER}(?:{_SPACE},{_SPACE}{_NUMBER}){{1,3}}{_SPACE}\]"
 _TEXT = rf'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}}){{0,{MAX_LABEL_CHARS}}}"'
+
+#: Says, right before a bare place, in which image it lies; looked for in this many characters.
+_IMAGE_NUMBER = re.compile(r"\bimage[ \t]{1,4}([1-9][0-9]{0,2})[ \t]{0,4}:?[ \t]{0,4}\Z", re.IGNORECASE)
+_IMAGE_NUMBER_CHARS = 24
 
 _OPENING = re.compile(r'\[(?=[ \t\r\n0-9-])|\{(?=[ \t\r\n"])')
 _BARE_PLACE = re.compile(_PLACE)
@@ -118,6 +127,28 @@ def normalise_label(label: str) -> str:
     return " ".join(label.casefold().split())
 
 
+def images_of_boxes(target: Mapping[str, Any]) -> list[int]:
+    """Index of the image of each box of a checked target, counted from 0: as `image_index` says, or else the first."""
+    declared = target.get("image_index")
+    if isinstance(declared, (list, tuple)):
+        return list(declared)
+    return [0 if declared is None else declared] * len(target.get("boxes", []))
+
+
+def write_target_boxes(target: Mapping[str, Any], geometry: tuple[ImageGeometry, ...], frame: Frame) -> str:
+    """The right answer to a target of boxes, as a model that writes boxes in `frame` gives it.
+
+    `[12, 30, 88, 140]`; with a list as `image_index`, `image 2 [12, 30, 88, 140]`; `[]` if there are no boxes.
+    """
+    named = isinstance(target.get("image_index"), (list, tuple))
+    written = []
+    for box, index in zip(target["boxes"], images_of_boxes(target), strict=True):
+        seen = Boxes.of([box], Frame.original_px).to(frame, geometry[index])
+        text = format_box(seen.xyxy[0], 3 if frame is Frame.relative_1 else 0)
+        written.append(f"image {index + 1} {text}" if named else text)
+    return ", ".join(written) or "[]"
+
+
 def _collected(found: list[_Found], frame: Frame | str) -> LabelledBoxes:
     numbers = np.array([item.numbers for item in found], dtype=np.float64)
     return LabelledBoxes(
@@ -142,7 +173,7 @@ def _scan(text: str, size: int, max_chars: int, max_found: int) -> list[_Found]:
                 end = place.end()
                 numbers = _numbers(place[0])
                 if len(numbers) == size:
-                    found.append(_Found(numbers))
+                    found.append(_Found(numbers, image_index=_image_before(text, opening.start())))
         else:
             members, after = _read_object(text, end)
             item = _found_in(members, size)
@@ -151,6 +182,12 @@ def _scan(text: str, size: int, max_chars: int, max_found: int) -> list[_Found]:
                 found.append(item)
         opening = _OPENING.search(text, end)
     return found
+
+
+def _image_before(text: str, start: int) -> int | None:
+    """Index of the image whose number stands right before a bare place that opens at `start`."""
+    number = _IMAGE_NUMBER.search(text, max(0, start - _IMAGE_NUMBER_CHARS), start)
+    return None if number is None else int(number[1]) - 1
 
 
 def _read_object(text: str, start: int) -> tuple[dict[str, re.Match[str]], int]:

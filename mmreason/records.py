@@ -2,6 +2,7 @@
 
     Row       one question: messages, images, target            made by tasks and data readers
     Rollout   one sampled completion of a row                   made by the rollout engine
+    Turn      one turn of a rollout in which tools were called  made by the rollout engine
     ImageGeometry   how one image is seen by the model          made by the policy, read by rewards and plots
 
 Sizes are `(width, height)` in pixels everywhere, as in Pillow. Boxes are `[x1, y1, x2, y2]`; boxes inside a
@@ -17,7 +18,8 @@ from typing import Any
 from PIL import Image
 
 #: A chat message in the form of transformers' chat templates: `{"role": str, "content": str | list[part]}`,
-#: a part being `{"type": "text", "text": str}` or `{"type": "image"}` (images are taken in order of `Row.images`).
+#: a part being `{"type": "text", "text": str}` or `{"type": "image"}` (images are taken in order of `Row.images`),
+#: or boxes that each model is shown in its own frame (`mmreason.prompt_boxes`).
 Message = dict[str, Any]
 
 #: A picture in memory, or the path of one; a path has already been checked against the allowed image root.
@@ -56,7 +58,8 @@ class Row:
         messages: the prompt as chat messages; image parts refer to `images` in order.
         images: pictures in memory or checked paths.
         target: what rewards compare with: `{"boxes": [[x1, y1, x2, y2], ...], "labels": [...]}` in original
-            pixels for grounding, `{"answer": str}` for questions, `{"caption": str, ...}` for captions.
+            pixels for grounding, with `"image_index"` (counted from 0; one number, or one for each box) where there
+            are several images, `{"answer": str}` for questions, `{"caption": str, ...}` for captions.
         dataset: name of the task or file, shown in metrics and reports.
         columns: anything else that a reward or a report may want.
     """
@@ -70,6 +73,29 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a rollout: what the model wrote, the tool call in it, and what came of the call.
+
+    A turn holds at most one call; a model that makes several at once has a turn for each, the later ones without text.
+
+    Attributes:
+        text: what the model wrote in this turn.
+        tool: name of the tool as the model wrote it; `None` if it called none, as in the turn of the answer.
+        arguments: of the call, as the model wrote them: untrusted.
+        ok: the call was carried out; false where its name, its arguments or the tool itself failed.
+        num_images: pictures that the call returned.
+        shown: ids of the pages or documents that the call showed, best first, for tools that search.
+    """
+
+    text: str
+    tool: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    ok: bool = True
+    num_images: int = 0
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rollout:
     """One sampled completion, with everything a reward may read.
 
@@ -78,12 +104,13 @@ class Rollout:
         group: index of its group; the completions of one prompt share it.
         token_ids: the sampled ids exactly as sampled, end-of-turn token included.
         text: what the model wrote (all of it, special tokens removed).
-        answer: content of the last complete `<answer>` block outside the thinking; `None` if there is none.
+        answer: what the model answered, as `mmreason.text.extract_answer` reads it; `None` if there is no answer.
         num_tokens: number of sampled tokens.
         stop_reason: `"stop"` (end-of-turn sampled) or `"length"` (cut at the limit).
         geometry: one entry per image of the row.
         box_frame: the frame in which this model family writes boxes (a `mmreason.boxes.Frame` value).
         step: optimizer step at which it was sampled.
+        turns: the turns of a rollout with tools, in order; empty where the model had none to call.
     """
 
     row: Row
@@ -96,3 +123,4 @@ class Rollout:
     geometry: tuple[ImageGeometry, ...]
     box_frame: str
     step: int = 0
+    turns: tuple[Turn, ...] = ()

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmreason.boxes import Frame
 from mmreason.errors import DataError
-from mmreason.records import ImageGeometry, Rollout, Row
+from mmreason.records import ImageGeometry, Rollout, Row, Turn
 from mmreason.text import extract_answer
 
 #: Assumed: records do not state patch and merge size; only rewards that count image tokens use them.
@@ -58,7 +58,29 @@ def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = froze
         geometry=geometry,
         box_frame=frame.value,
         step=_field(record, "step", int, 0, "the optimizer step"),
+        turns=_turns(record),
     )
+
+
+def _turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
+    """The turns of a rollout with tools; records of rollouts without have none."""
+    turns = []
+    for index, turn in enumerate(_field(record, "turns", list, [], "the turns of a rollout with tools")):
+        where = f"turns[{index}]"
+        if not isinstance(turn, dict):
+            raise DataError(f"'{where}' must be an object with text, tool, arguments and ok, not {turn!r:.80}")
+        ok, tool, shown = turn.get("ok", True), turn.get("tool"), turn.get("shown", [])
+        if not isinstance(ok, bool):
+            raise DataError(f"'{where}.ok' must be true or false (the call was carried out), not {ok!r:.80}")
+        if tool is not None and not isinstance(tool, str):
+            raise DataError(f"'{where}.tool' must be the name of a tool, or null, not {tool!r:.80}")
+        if not isinstance(shown, list) or not all(isinstance(page, str) for page in shown):
+            raise DataError(f"'{where}.shown' must be a list of ids, each a text, not {shown!r:.80}")
+        arguments = _field(turn, "arguments", dict, {}, f"arguments of the call in {where}")
+        num_images = _field(turn, "num_images", int, 0, f"pictures that the call in {where} returned")
+        text = _field(turn, "text", str, "", f"what the model wrote in {where}")
+        turns.append(Turn(text, tool, arguments, ok, num_images, tuple(shown)))
+    return tuple(turns)
 
 
 def _field(record: Mapping[str, Any], name: str, kind: type, default: Any, meaning: str) -> Any:

@@ -19,6 +19,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -26,6 +27,7 @@ import yaml
 from PIL import Image
 
 from mmreason.errors import DataError
+from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import ImageSource, Message, Rollout
 
 #: Longest line that the readers accept, in bytes; one rollout record is a few kilobytes.
@@ -187,7 +189,10 @@ def rollout_record(rollout: Rollout, step: int, image_paths: Sequence[str]) -> d
         "group": rollout.group,
         "step": step,
         "dataset": rollout.row.dataset,
-        "messages": [_text_only(message) for message in rollout.row.messages],
+        "messages": [
+            _text_only(message)
+            for message in with_boxes_written(rollout.row.messages, rollout.geometry, rollout.box_frame)
+        ],
         "completion": rollout.text,
         "answer": rollout.answer,
         "target": dict(rollout.row.target),
@@ -195,6 +200,7 @@ def rollout_record(rollout: Rollout, step: int, image_paths: Sequence[str]) -> d
         "box_frame": rollout.box_frame,
         "num_tokens": rollout.num_tokens,
         "stop_reason": rollout.stop_reason,
+        **({"turns": [asdict(turn) for turn in rollout.turns]} if rollout.turns else {}),
     }
 
 

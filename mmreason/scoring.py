@@ -5,8 +5,8 @@ and reward (NaN = "does not apply" or failed), the total, and what failed, count
 hangs, crashes or returns nonsense becomes data (`mmreason.reward_kit.outcome`); when too many calls fail, the run
 stops instead of training on noise. No torch.
 
-    rollouts ─▶ rewards of single rollouts ─▶ group rewards ─▶ shapers ─▶ gates, weights, combine ─▶ total
-                └─ here, on the event loop, or in child processes ─┘
+    rollouts ─▶ rewards of single rollouts ─▶ group and batch rewards ─▶ shapers ─▶ gates, weights, combine ─▶ total
+                └─── here, on the event loop, or in child processes ───┘
 
 Shapes: n rollouts of this process, N of all processes, R rewards.
 """
@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,27 +28,33 @@ from mmreason.records import Rollout
 from mmreason.reward_kit.composition import Composition, Condition, FloatArray, weighted_total
 from mmreason.reward_kit.execution import Executor
 from mmreason.reward_kit.groups import Alone, Exchange, GroupFacts, Groups, Member, RolloutFacts
-from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, raised
-from mmreason.reward_kit.settings import shaper_options, validate_reward_config
+from mmreason.reward_kit.needs import BATCH_NEEDS, GROUP_NEEDS, NEEDS, SHAPER_NEEDS
+from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, raised
+from mmreason.reward_kit.settings import no_judge, shaper_options, validate_reward_config
 from mmreason.reward_kit.spec import (
-    GROUP_NEEDS,
-    NEEDS,
     REWARDS,
-    SHAPER_NEEDS,
     SHAPERS,
     DeadlineOptions,
+    Per,
+    RewardInRun,
     RewardOptions,
     RewardResult,
     RewardSpec,
     ShaperSpec,
+    batch_reward,
     build_spec,
     group_reward,
     load_reward_files,
     reward,
     shaper,
 )
+from mmreason.reward_kit.state import States
+
+if TYPE_CHECKING:
+    from mmreason.judge.service import JudgeService
 
 __all__ = [
+    "BATCH_NEEDS",
     "GROUP_NEEDS",
     "NEEDS",
     "REWARDS",
@@ -58,12 +64,14 @@ __all__ = [
     "FailureKind",
     "FloatArray",
     "RewardFailure",
+    "RewardInRun",
     "RewardOptions",
     "RewardResult",
     "RewardRunner",
     "RewardSpec",
     "ScoreTable",
     "ShaperSpec",
+    "batch_reward",
     "build_spec",
     "group_reward",
     "load_reward_files",
@@ -76,7 +84,7 @@ __all__ = [
 #: Lines of the first traceback that `RewardFailure` shows.
 _SHOWN_TRACEBACK_LINES = 6
 #: What shapers are told about single rollouts.
-_ROLLOUT_COLUMNS = frozenset({"completion", "answer", "target", "columns"})
+_ROLLOUT_COLUMNS = frozenset({"completion", "answer", "target", "columns", "row_id"})
 
 
 @dataclass(frozen=True)
@@ -128,21 +136,35 @@ class _ActiveReward:
     options: RewardOptions
     own: Mapping[str, Any]
     deadline_s: float
+    judge: JudgeService | None = None
 
     @classmethod
-    def of(cls, name: str, options: RewardOptions, config: RewardConfig) -> _ActiveReward:
+    def of(cls, name: str, options: RewardOptions, config: RewardConfig, judge: JudgeService | None) -> _ActiveReward:
         spec = REWARDS.get(name)
         own = {option: getattr(options, option) for option in spec.option_names}
         asked = options.deadline_s if isinstance(options, DeadlineOptions) else None
-        return cls(spec, options, own, asked or spec.deadline_s or config.deadline_s)
+        if "judge" in spec.needs and judge is None:
+            raise ConfigError(no_judge(name))
+        return cls(spec, options, own, asked or spec.deadline_s or config.deadline_s, judge)
 
-    def call(self, facts: RolloutFacts | GroupFacts, members: int = 1) -> Call | Outcome:
-        """The call for a rollout or group; an outcome if what it needs cannot be had."""
+    @property
+    def keeps_state(self) -> bool:
+        return "state" in self.spec.needs
+
+    def call(
+        self, facts: RolloutFacts | GroupFacts, members: int = 1, state: dict[str, Any] | None = None
+    ) -> Call | Outcome:
+        """The call for a rollout, group or batch; an outcome if what it needs cannot be had."""
         try:
-            needs = {need: facts.ask(need) for need in self.spec.needs}
+            needs = {need: state if need == "state" else self._ask(facts, need) for need in self.spec.needs}
         except Exception:  # noqa: BLE001 - part of the reward boundary: facts are worked out from records on demand
             return raised()
         return Call(self.spec, {**needs, **self.own}, members, self.deadline_s)
+
+    def _ask(self, facts: RolloutFacts | GroupFacts, need: str) -> Any:
+        if need == "judge" and self.judge is not None:
+            return facts.judged_by(self.judge)
+        return facts.ask(need)
 
 
 class _Sheet:
@@ -176,6 +198,7 @@ class RewardRunner:
 
     Args:
         config: active rewards with weights and options, shapers, how the total is made of them, deadlines.
+        judge: for rewards that ask one.
 
     Attributes:
         names: active rewards, in the order of the config.
@@ -187,13 +210,14 @@ class RewardRunner:
     All counts are over all processes that share the batches.
 
     Raises:
-        ConfigError: no reward is active, or one is wrong; see `validate_reward_config`.
+        ConfigError: no reward is active, one is wrong (see `validate_reward_config`), or one asks a judge and none is
+            given.
         PluginError: a reward file cannot be used.
     """
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, judge: JudgeService | None = None) -> None:
         checked = validate_reward_config(config)
-        self._rewards = [_ActiveReward.of(name, options, config) for name, options in checked.items()]
+        self._rewards = [_ActiveReward.of(name, options, config, judge) for name, options in checked.items()]
         if not self._rewards:
             raise ConfigError(
                 f"no reward is active: choose at least one, e.g. reward.{REWARDS.names()[0]}.weight=1. "
@@ -215,7 +239,14 @@ class RewardRunner:
         )
         self._shapers = [(SHAPERS.get(name), options) for name, options in shaper_options(config).items()]
         self._correct = Condition.parse(config.correct) if config.correct is not None else None
-        self._executor = Executor(config, (active.spec for active in self._rewards))
+        asks = judge is not None and any("judge" in active.spec.needs for active in self._rewards)
+        self._executor = Executor(
+            config, (active.spec for active in self._rewards), judge.desk if judge is not None and asks else None
+        )
+        self._states = States(
+            [active.spec.name for active in self._rewards if active.keeps_state],
+            [spec.name for spec, _ in self._shapers if "state" in spec.needs],
+        )
 
     @property
     def needs(self) -> dict[str, tuple[str, ...]]:
@@ -224,15 +255,28 @@ class RewardRunner:
 
     @property
     def needs_groups(self) -> bool:
-        """A value depends on other rollouts: `score` must be given whole groups (shapers: whole batches) at once."""
-        return bool(self._shapers) or any(active.spec.per == "group" for active in self._rewards)
+        """A value depends on other rollouts: `score` must be given whole groups, or whole batches, at once."""
+        return bool(self._shapers) or any(active.spec.per != "rollout" for active in self._rewards)
+
+    @property
+    def keeps_state(self) -> bool:
+        """A value depends on earlier batches: `score` must be given them in order."""
+        return bool(self._states)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """What rewards and shapers noted from batch to batch, as JSON can hold it; of the first process, who calls them."""
+        return self._states.state_dict()
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`; raises `ResumeError` if it is that of other rewards or shapers."""
+        self._states.load_state_dict(states)
 
     def score(self, rollouts: Sequence[Rollout], progress: float = 0.0, exchange: Exchange | None = None) -> ScoreTable:
         """Score rollouts.
 
         The value of a reward depends on its own rollout only, never on its neighbours or their order; that of a group
-        reward on the rollouts of its group. Where several processes share a batch, all of them call this with their
-        exchange; they all return, or all raise the same failure.
+        reward on the rollouts of its group, that of a batch reward on those of all processes. Where several processes
+        share a batch, all of them call this with their exchange; they all return, or all raise the same failure.
 
         Args:
             rollouts: n completions of this process.
@@ -248,7 +292,8 @@ class RewardRunner:
         self._score_rollouts(facts, sheet)
         groups = Groups(rollouts, exchange) if self.needs_groups else None
         if groups is not None:
-            self._score_groups(facts, sheet, groups)
+            self._score_together("group", facts, sheet, groups)
+            self._score_together("batch", facts, sheet, groups)
         total_sheet, part_means = self._tell(sheet, exchange)
         shaped = sheet.values
         if groups is not None and self._shapers:
@@ -268,10 +313,10 @@ class RewardRunner:
         for (row, column), (outcome,) in zip(places, self._made(calls), strict=True):
             sheet.enter(row, column, outcome)
 
-    def _score_groups(self, facts: Sequence[RolloutFacts], sheet: _Sheet, groups: Groups) -> None:
-        """Group rewards, each group on one process; their values go to where the rollouts were sampled."""
-        per_group = [(column, active) for column, active in enumerate(self._rewards) if active.spec.per == "group"]
-        if not per_group:
+    def _score_together(self, per: Per, facts: Sequence[RolloutFacts], sheet: _Sheet, groups: Groups) -> None:
+        """Group rewards, each group on one process, or batch rewards, on the first; the values go to where the rollouts were sampled."""
+        together = [(column, active) for column, active in enumerate(self._rewards) if active.spec.per == per]
+        if not together:
             return
         alone = [column for column, active in enumerate(self._rewards) if active.spec.per == "rollout"]
         correct = self._is_correct(sheet.values)
@@ -285,17 +330,32 @@ class RewardRunner:
             )
             for row, one in enumerate(facts)
         ]
-        with_images = any("rollout" in active.spec.needs for _, active in per_group)
-        whole = groups.whole(members, with_images)
-        calls = [active.call(group, len(group.members)) for group in whole for _, active in per_group]
-        places = [(group.members, column) for group in whole for column, _ in per_group]
+        with_images = any("rollout" in active.spec.needs for _, active in together)
+        whole = groups.whole(members, with_images, per)
+        places = [(found, column, active) for found in whole for column, active in together]
+        states = [
+            self._states.copy_of("rewards", active.spec.name) if active.keeps_state else None for _, _, active in places
+        ]
+        calls = [
+            active.call(found, len(found.members), state)
+            for (found, _, active), state in zip(places, states, strict=True)
+        ]
         outcomes: dict[tuple[int, int, int], Outcome] = {}
-        for (found, column), made in zip(places, self._made(calls), strict=True):
-            each = made if len(made) == len(found) else made * len(found)
-            for member, outcome in zip(found, each, strict=True):
+        for (found, column, active), state, made in zip(places, states, self._made(calls), strict=True):
+            each = made if len(made) == len(found.members) else made * len(found.members)
+            if state is not None:
+                each = self._kept(active.spec, state, each)
+            for member, outcome in zip(found.members, each, strict=True):
                 outcomes[member.rank, member.row, column] = outcome
-        for (row, column), outcome in sorted(groups.home(outcomes).items(), key=lambda item: item[0]):
+        for (row, column), outcome in sorted(groups.home(outcomes, per).items(), key=lambda item: item[0]):
             sheet.enter(row, column, outcome)
+
+    def _kept(self, spec: RewardSpec, state: Mapping[str, Any], made: list[Outcome]) -> list[Outcome]:
+        """Keep the state that a call has changed, unless the call failed; a state that cannot be kept is a failure."""
+        if any(outcome.failure is not None for outcome in made):
+            return made
+        problem = self._states.keep("rewards", spec.name, state)
+        return failed(spec, "exception", problem, len(made)) if problem else made
 
     def _made(self, calls: Sequence[Call | Outcome]) -> list[list[Outcome]]:
         """Make the calls that can be made; `[calls][members]`, one outcome for all members of a call that cannot."""
@@ -363,7 +423,9 @@ class RewardRunner:
             **{need: [one.ask(need) for one in facts] for need in _ROLLOUT_COLUMNS & asked},
         }
         told = exchange.gather(columns)
-        result = _shape_batch(self._shapers, told, self.names, progress) if exchange.rank == 0 else None
+        result = None
+        if exchange.rank == 0:
+            result = _shape_batch(self._shapers, told, self.names, progress, self._states)
         shaped, problem, means = next(one for one in exchange.gather(result) if one is not None)
         if shaped is None:
             raise RewardFailure(problem)
@@ -376,6 +438,7 @@ def _shape_batch(
     told: Sequence[Mapping[str, Any]],
     names: tuple[str, ...],
     progress: float,
+    states: States,
 ) -> tuple[FloatArray | None, str, Mapping[str, float]]:
     """Run shapers one after the other on the whole batch.
 
@@ -384,6 +447,7 @@ def _shape_batch(
         told: the table's columns, by process.
         names: `[R]`.
         progress: share of the training that is done.
+        states: of the shapers that keep one; changed.
 
     Returns:
         Shaped values `[N, R]`, or `None` and what is wrong; means of the columns that changed.
@@ -399,7 +463,10 @@ def _shape_batch(
     shaped = before
     for spec, options in shapers:
         own = {option: getattr(options, option) for option in spec.option_names}
-        needs = {**{need: known[need] for need in spec.needs}, "values": shaped.copy()}
+        state = states.copy_of("shapers", spec.name) if "state" in spec.needs else None
+        needs = {**{need: known[need] for need in spec.needs if need != "state"}, "values": shaped.copy()}
+        if state is not None:
+            needs["state"] = state
         try:
             result = np.asarray(spec.function(**needs, **own), dtype=np.float64)
         except (Exception, SystemExit):  # noqa: BLE001 - the boundary of plug-ins: a shaper may raise anything
@@ -408,6 +475,8 @@ def _shape_batch(
             return None, f"shaper '{spec.name}' returned a matrix {result.shape}, not {shaped.shape}", {}
         if np.isinf(result).any():
             return None, f"shaper '{spec.name}' returned an infinite value", {}
+        if state is not None and (problem := states.keep("shapers", spec.name, state)):
+            return None, f"shaper '{spec.name}' {problem}", {}
         shaped = result
     changed = {
         f"{name}/shaped": float(np.nanmean(shaped[:, k]))

@@ -1,4 +1,4 @@
-"""The tags in model text: `<think>` for the thinking, `<answer>` for the answer.
+r"""The tags in model text: `<think>` for the thinking, `<answer>` for the answer.
 
 Enters: any text a model wrote, however hostile. Leaves: its segments, its answer, or whether it has exactly
 the asked structure. Nothing here raises on any text; everything is linear in its length and capped.
@@ -9,6 +9,10 @@ How tags are read, from left to right:
 - a `</think>` before any `<think>` closes thinking that the *prompt* opened: all before it is thinking;
 - an answer runs from `<answer>` to the next `</answer>` outside the thinking; a second `<answer>` before that
   starts over, and a thinking tag abandons it;
+- where there is no complete answer, `<class>` blocks are read in its place, by the same rules (classification
+  after TimeMaster, arXiv 2506.13705);
+- where there is no answer tag at all after the last thinking, the last complete `\boxed{...}` there is the answer, as
+  in PAPO (arXiv 2507.06448) and ViCrit (arXiv 2506.10128);
 - tags are matched exactly (lower case, no attributes); any other stray tag is ordinary text.
 """
 
@@ -20,7 +24,16 @@ from functools import lru_cache
 #: Longer text is treated as having no tags at all.
 MAX_TEXT_CHARS = 500_000
 
-#: `(tag, content)`; the tag is None for text outside every block.
+#: A boxed answer is looked for in this many characters at the end of a text.
+MAX_BOXED_CHARS = 100_000
+
+#: Tags that hold the answer; a later one counts only where none of an earlier one is complete.
+ANSWER_TAGS = ("answer", "class")
+
+# One token a match: the start of a box, an escaped character (so that \{ is no brace), or a brace.
+_BOX_TOKENS = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
+
+#: `(tag, content)`, tag `think` or `answer`; None for text outside every block.
 Segment = tuple[str | None, str]
 
 
@@ -43,7 +56,61 @@ def tag_spans(text: str) -> list[tuple[str | None, int, int]]:
     """Where the segments of `split_tags` lie: `(tag, start, end)`; what lies between them is tags."""
     if len(text) > MAX_TEXT_CHARS:
         return [(None, 0, len(text))]
-    tokens = list(_tag_pattern(("think", "answer")).finditer(text))
+    spans = _spans(text, ANSWER_TAGS[0])
+    for tag in ANSWER_TAGS[1:]:
+        if not any(kind == "answer" for kind, _, _ in spans) and f"</{tag}>" in text:
+            other = _spans(text, tag)
+            spans = other if any(kind == "answer" for kind, _, _ in other) else spans
+    return spans if any(kind == "answer" for kind, _, _ in spans) else _with_boxed_answer(text, spans)
+
+
+def _with_boxed_answer(text: str, spans: list[tuple[str | None, int, int]]) -> list[tuple[str | None, int, int]]:
+    """The spans with the last boxed text after the thinking as the answer, if that has no answer tag."""
+    outside = max((end for kind, _, end in spans if kind == "think"), default=0)
+    if "\\boxed" not in text[outside:] or _tag_pattern(ANSWER_TAGS).search(text, outside):
+        return spans
+    first = max(outside, len(text) - MAX_BOXED_CHARS)
+    boxes = boxed_spans(text[first:])
+    if not boxes:
+        return spans
+    start, end = first + boxes[-1][0], first + boxes[-1][1]
+    opening = text.rindex("\\boxed", 0, start)
+    found: list[tuple[str | None, int, int]] = []
+    for kind, left, right in spans:
+        if not left <= opening < right:
+            found.append((kind, left, right))
+            continue
+        found += [(None, left, opening)] if left < opening else []
+        found.append(("answer", start, end))
+        found += [(None, end + 1, right)] if end + 1 < right else []
+    return found
+
+
+def boxed_spans(text: str) -> list[tuple[int, int]]:
+    r"""Where the contents of the complete `\boxed{...}` in a text lie: `(start, end)`, outermost ones only, in order.
+
+    Braces inside a box must balance (`\{` and `\}` are ordinary characters); a box that never closes is none.
+    """
+    boxes: list[tuple[int, int]] = []
+    open_braces: list[int | None] = []
+    for token in _BOX_TOKENS.finditer(text):
+        if token["box"] is not None:
+            open_braces.append(token.end())
+        elif token[0] == "{":
+            open_braces.append(None)
+        elif token[0] == "}" and open_braces:
+            start = open_braces.pop()
+            if start is not None:
+                # A box closes after all the boxes inside it.
+                while boxes and boxes[-1][0] >= start:
+                    boxes.pop()
+                boxes.append((start, token.start()))
+    return boxes
+
+
+def _spans(text: str, answer_tag: str) -> list[tuple[str | None, int, int]]:
+    """`tag_spans` with the answer between tags of this name."""
+    tokens = list(_tag_pattern(("think", answer_tag)).finditer(text))
     first_thinking_tag = next((token[0] for token in tokens if token[2] == "think"), None)
     inside: str | None = "think" if first_thinking_tag == "</think>" else None
     start = 0
@@ -54,26 +121,25 @@ def tag_spans(text: str) -> list[tuple[str | None, int, int]]:
             spans.append((tag, start, end))
 
     for token in tokens:
-        tag = token[0]
-        if inside == "think" and tag != "</think>":
+        closes, kind = token[1] == "/", "think" if token[2] == "think" else "answer"
+        if inside == "think" and not (closes and kind == "think"):
             continue
-        if tag == "</think>" and inside != "think":
+        if closes and kind == "think" and inside != "think":
             inside = None  # a stray one: ordinary text, but no answer may span it
-        elif tag == "</answer>" and inside != "answer":
+        elif closes and kind == "answer" and inside != "answer":
             continue
         else:
-            closes = tag.startswith("</")
-            close(token.start(), token[2] if closes else None)
-            start, inside = token.end(), None if closes else token[2]
+            close(token.start(), kind if closes else None)
+            start, inside = token.end(), None if closes else kind
     close(len(text), "think" if inside == "think" else None)
     return spans
 
 
 def extract_answer(text: str) -> str | None:
-    """The content of the last complete `<answer>` block outside the thinking, white space trimmed.
+    r"""The content of the last complete answer block outside the thinking, or else of the last `\boxed{...}`, trimmed.
 
     Returns:
-        The answer, possibly empty; None if there is no complete block or the text exceeds `MAX_TEXT_CHARS`.
+        The answer, possibly empty; None if there is neither or the text exceeds `MAX_TEXT_CHARS`.
     """
     answers = [content for tag, content in split_tags(text) if tag == "answer"]
     return answers[-1].strip() if answers else None

@@ -6,36 +6,19 @@ everything is linear in its length.
 
 from __future__ import annotations
 
-import re
+from mmreason.text import boxed_spans
 
 #: An answer over this length is read as no answer by rewards that expect a word, a number or a formula: a
 #: long one is a list of candidates or a speech to a judge.
 MAX_ANSWER_CHARS = 1000
 
-# One token a match: the start of a box, an escaped character (so that \{ is no brace), or a brace.
-_BOX_TOKENS = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
-
 
 def boxed_contents(text: str) -> list[str]:
     r"""Contents of the complete `\boxed{...}` in a text, outermost ones only, in order, white space trimmed.
 
-    Braces inside a box must balance (`\{` and `\}` are ordinary characters); a box that never closes is none.
+    What counts as a box: `mmreason.text.boxed_spans`.
     """
-    boxes: list[tuple[int, int]] = []
-    open_braces: list[int | None] = []
-    for token in _BOX_TOKENS.finditer(text):
-        if token["box"] is not None:
-            open_braces.append(token.end())
-        elif token[0] == "{":
-            open_braces.append(None)
-        elif token[0] == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None:
-                # A box closes after all the boxes inside it.
-                while boxes and boxes[-1][0] >= start:
-                    boxes.pop()
-                boxes.append((start, token.start()))
-    return [text[start:end].strip() for start, end in boxes]
+    return [text[start:end].strip() for start, end in boxed_spans(text)]
 
 
 def short_answer(answer: str | None) -> str | None:

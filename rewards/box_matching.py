@@ -9,6 +9,7 @@ A box lies in the image that the row's target says, `target["image_index"]`, cou
     a number      all lie in that image: the question says which one, and the answer need not
     a list        one number for each wanted box: the answer must name the image of each of its boxes
 
+An answer names an image as `{"bbox_2d": [...], "image_index": 1}`, counted from 0, or as `image 2 [...]`, counted from 1.
 Each box is converted by the geometry of its own image. Boxes of different images never overlap.
 
 Shapes: N boxes; P given and T wanted boxes.

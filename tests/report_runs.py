@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -151,3 +152,68 @@ def write_group(
     std = math.sqrt(sum((value - mean) ** 2 for value in total) / size) + 1e-4
     advantages = [(value - mean) / std for value in total]
     writer.write(step, rollouts, {"iou": ious, "format": formats}, total, advantages)
+
+
+def make_hacked_run(path: Path, steps: int = 120, seed: int = 0) -> RunFolder:
+    """A run that learns to be long: from half-way on, the total rises while fewer answers are right; some calls fail."""
+    rng = random.Random(seed)
+    folder = RunFolder(path).create()
+    folder.write_config(
+        {
+            "name": path.name,
+            "model": {"name": "tiny"},
+            "reward": {
+                "correct": "exact > 0.5",
+                "exact": {"weight": 1.0},
+                "length_bonus": {"weight": 1.0},
+                "format": {"weight": 0.2},
+                "judge": {"weight": 0.0},
+            },
+            "trainer": {"steps": steps},
+            "rollout": {"prompts_per_step": 8, "group_size": 4},
+        }
+    )
+    lines = []
+    for step in range(1, steps + 1):
+        hacked = max(0.0, step / steps - 0.5) * 2
+        totals: list[float] = []
+        exacts: list[float] = []
+        for group in range(8):
+            for _ in range(4):
+                long = rng.random() < 0.1 + 0.85 * hacked
+                exact = float(rng.random() < (0.25 if long else 0.6))
+                bonus = min(1.0, max(0.0, rng.gauss(0.85 if long else 0.25, 0.1)))
+                judge = None if rng.random() < 0.1 else round(rng.random() * 4) / 4
+                rewards = {"exact": exact, "length_bonus": bonus, "format": 1.0, "judge": judge}
+                total = exact + bonus + 0.2
+                totals.append(total)
+                exacts.append(exact)
+                lines.append(
+                    {
+                        "id": f"q{group}",
+                        "group": group,
+                        "step": step,
+                        "completion": "so " * (40 if long else 5) + f"<answer>{group}</answer>",
+                        "answer": str(group),
+                        "rewards": rewards,
+                        "reward": total,
+                        "num_tokens": 45 if long else 10,
+                    }
+                )
+        metrics: dict[str, float] = {
+            "step": step,
+            "reward": sum(totals) / len(totals),
+            "correct": sum(exacts) / len(exacts),
+            "rewards/exact": sum(exacts) / len(exacts),
+            "rewards/length_bonus": sum(totals) / len(totals) - sum(exacts) / len(exacts) - 0.2,
+            "rewards/format": 1.0,
+            "zero_variance_groups": 0.05,
+            "reward_failures": 0.0,
+        }
+        if step % 3 == 0:
+            metrics |= {"reward_failures": 3.0, "reward_failures/judge": 3.0}
+            metrics |= {"reward_failures/judge/deadline": 2.0, "reward_failures/judge/exception": 1.0}
+        folder.append_metrics(metrics)
+    folder.rollouts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder.write_summary({"first_reward_errors": {"judge": f"row 'q1': Traceback {HOSTILE[:60]}"}})
+    return folder

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import memory, models, prompt_once, results, sides
+from benchmarks import memory, models, prompt_once, results, reward_hostile, rewards, sides
+from benchmarks.reward_sides import MATH_VERIFY, OURS, POOL, TRL
 from benchmarks.sides import Case, Settings
 
 CASE = Case(prompt=44, completion=6, group=4, prompts=2)
@@ -137,3 +138,48 @@ def test_plot_shows_both_curves(tmp_path: Path) -> None:
 def test_wrong_words_are_refused(words: list[str]) -> None:
     with pytest.raises(SystemExit):
         prompt_once.arguments(words)
+
+
+@pytest.fixture(scope="module")
+def rewards_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Markdown and JSON of a tiny run of `benchmarks.rewards`."""
+    path = tmp_path_factory.mktemp("rewards") / "out.json"
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
+        words = ["--count", "6", "--repeats", "2", "--hostile", "12 brackets", "--limit", "1"]
+        rewards.main([*words, "--json", str(path)])
+    return "\n".join(lines), json.loads(path.read_text())
+
+
+def test_rewards_per_second_of_all_sides(rewards_run: tuple[str, dict[str, Any]]) -> None:
+    text, report = rewards_run
+    for one in report["rewards"]:
+        assert all(len(speeds) == 2 and min(speeds) > 0 for speeds in one["speed"].values())
+        assert f"\n| {one['name']} |" in text
+        # The same completions are worth the same on both sides, so the same thing was timed.
+        assert one["agree"] in (1.0, None)
+    maths = report["rewards"][0]
+    assert list(maths["speed"]) == [OURS, POOL, TRL, MATH_VERIFY]
+    pairs = zip(maths["speed"][OURS], maths["speed"][TRL], strict=True)
+    ratio = maths["ratio"][f"{OURS} / {TRL}"]
+    assert sorted([ratio["low"], ratio["high"]]) == pytest.approx(sorted(a / b for a, b in pairs))
+
+
+def test_hostile_answers_cost_no_side_more_than_the_limit(rewards_run: tuple[str, dict[str, Any]]) -> None:
+    text, report = rewards_run
+    costs = report["hostile"]["12 brackets"]
+    assert list(costs) == list(reward_hostile.SIDES)
+    assert costs[POOL]["worth"] == "0"
+    assert all(0 < one["seconds"] <= 1.0 or one["worth"] != "killed" for one in costs.values())
+    assert "| 12 brackets |" in text
+    # A side that had no answer in time is shown as such, and was ended.
+    assert str(reward_hostile.cost(MATH_VERIFY, "tower of powers", 0.3)) == "> 0 s"
+
+
+def test_hostile_answers_of_no_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rewards.arguments(["--hostile"]).hostile == []
+    for words in (["--count", "0"], ["--hostile", "poem"]):
+        with pytest.raises(SystemExit):
+            rewards.arguments(words)
+    assert "at least 1" in capsys.readouterr().err

@@ -348,15 +348,16 @@ def test_data_preview_refuses_in_words(words: list[str], said: str, capsys: pyte
     assert said in capsys.readouterr().err
 
 
-def test_data_preview_refuses_a_row_without_a_picture_in_memory() -> None:
+def test_data_preview_refuses_a_path_and_writes_a_row_without_picture() -> None:
     from mmreason.data.preview import _cell
     from mmreason.errors import ConfigError
     from mmreason.records import Row
 
     messages = ({"role": "user", "content": "Where?"},)
-    for images, said in (((), "no picture"), (("a.png",), "'a.png'")):
-        with pytest.raises(ConfigError, match=said):
-            _cell(Row("r/1", messages, images, {"answer": "here"}, "plugin", {}))
+    with pytest.raises(ConfigError, match=r"'a\.png'"):
+        _cell(Row("r/1", messages, ("a.png",), {"answer": "here"}, "plugin", {}))
+    written = _cell(Row("r/1", messages, (), {"answer": "here"}, "plugin", {}))
+    assert len(written.getcolors(10**6) or []) > 10
 
 
 def test_data_check_takes_the_limit_that_it_advises_to_raise(

@@ -9,15 +9,15 @@ import random
 import subprocess
 import sys
 import textwrap
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from played_processes import score_split
 from pydantic import Field
 from pydantic import ValidationError as PydanticError
 
@@ -40,7 +40,6 @@ from mmreason.scoring import (
     validate_reward_config,
 )
 
-T = TypeVar("T")
 PACKAGE = __name__.split(".")[0]
 
 
@@ -166,39 +165,6 @@ def test_values_of_a_group_do_not_depend_on_the_order_of_sampling(pairs: list[tu
 
 
 # Several processes, played by threads: the same scores however a batch is split
-
-
-class Together:
-    """An exchange between threads."""
-
-    def __init__(self, rank: int, barrier: threading.Barrier, board: dict[int, Any]) -> None:
-        self.rank, self.barrier, self.board = rank, barrier, board
-
-    def gather(self, mine: T) -> list[T]:
-        self.board[self.rank] = mine
-        self.barrier.wait()
-        said = [self.board[rank] for rank in sorted(self.board)]
-        self.barrier.wait()
-        return said
-
-
-def score_split(section: RewardConfig, parts: Sequence[Sequence[Rollout]]) -> list[ScoreTable | Exception]:
-    """Score a batch that is spread over as many processes as there are parts."""
-    barrier, board = threading.Barrier(len(parts), timeout=30), {}
-    found: dict[int, ScoreTable | Exception] = {}
-
-    def process(rank: int) -> None:
-        try:
-            found[rank] = RewardRunner(section).score(parts[rank], 0.5, Together(rank, barrier, board))
-        except RewardFailure as error:
-            found[rank] = error
-
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(len(parts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    return [found[rank] for rank in range(len(parts))]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -444,6 +445,11 @@ def _disagreements(config: RunConfig) -> list[str]:
     weights = config.reward.weights()
     if config.command == "train" and not any(weight > 0 for weight in weights.values()):
         problems.append("reward: no reward has a weight above 0: nothing to learn from; set one: reward.iou.weight=1")
+    if config.command == "train":
+        from mmreason.objectives.settings import objective_problems
+
+        problems += objective_problems(config)
+    problems += _judge_problems(config) if config.command != "sft" else []
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
@@ -456,11 +462,23 @@ def _disagreements(config: RunConfig) -> list[str]:
     return problems
 
 
+def _judge_problems(config: RunConfig) -> list[str]:
+    """Rewards that ask a judge where there is none."""
+    from mmreason.reward_kit.settings import no_judge
+    from mmreason.scoring import REWARDS
+
+    asking = [name for name in config.reward.active() if "judge" in REWARDS.get(name).needs]
+    return [no_judge(name) for name in asking] if config.judge.kind == "none" else []
+
+
 def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
     """What was typed and would change nothing."""
     typed = {word.partition("=")[0].lstrip("+") for word in words}
     if config.command == "sft" and config.sft.phases and "trainer.steps" in typed:
         return ["trainer.steps: the steps of sft.phases count here; change those, or leave trainer.steps out"]
+    if config.command != "train":
+        augment = sorted(word for word in typed if word.partition(".")[0] == "augment")
+        return [f"{word}: only `mmreason train` changes pictures; leave it out" for word in augment]
     return []
 
 
@@ -475,9 +493,15 @@ def _missing_files(config: RunConfig) -> list[str]:
         problems.append(
             f"resume={config.resume}: no such checkpoint folder; use resume=auto for the newest of this run"
         )
-    for key, name in (("model.name", config.model.name), ("eval.compare", config.eval.compare or "")):
-        if looks_like_folder(name) and not Path(name).expanduser().is_dir():
+    judge = config.judge.model if config.judge.kind == "local" else None
+    names = {"model.name": config.model.name, "eval.compare": config.eval.compare, "judge.model": judge}
+    for key, name in names.items():
+        if name is not None and looks_like_folder(name) and not Path(name).expanduser().is_dir():
             problems.append(f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
+    if config.judge.api_key_env is not None and not os.environ.get(config.judge.api_key_env, "").strip():
+        problems.append(
+            f"judge.api_key_env={config.judge.api_key_env}: this environment variable is not set; put the endpoint's key there"
+        )
     if Path(config.out).expanduser().is_file():
         problems.append(f"out={config.out}: this is a file; give a folder")
     return problems

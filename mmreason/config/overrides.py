@@ -4,6 +4,9 @@ What enters: the words as typed. What leaves: words in Hydra's grammar, and text
 the others. Here are the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`, the check of group choices, and
 the grid of a `-m` sweep. Every other `key=value` becomes Hydra's `++key=value`, so that a wrong key reaches
 the strict schema, which names all wrong keys at once and suggests the right ones.
+
+Hydra's grammar knows no `/` in a dotted key, and rewards of plug-in packages are called `package/name`: a word such as
+`reward.package/name.weight=1` becomes `++reward={package/name:{weight:1}}`, which Hydra merges alike.
 """
 
 from __future__ import annotations
@@ -29,6 +32,10 @@ GroupChoices = Callable[[str], list[str]]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 #: Model options that a checkpoint inherits from the run that made it.
 _INHERITED = ("min_pixels", "max_pixels", "instruction")
+#: The key of a plug-in's reward or shaper, or of one of its options.
+_PLUGIN_KEY = re.compile(
+    r"(?P<section>reward\.(?:shapers\.)?)(?P<name>[A-Za-z_]\w*/[A-Za-z_]\w*)(?P<rest>(?:\.[A-Za-z_]\w*)*)"
+)
 _FAMILY_GROUPS = {"qwen2_vl": "qwen2_vl_2b", "qwen2_5_vl": "qwen2_5_vl_3b", "qwen3_vl": "qwen3_vl_4b"}
 #: What a group's option may be beyond the group's files.
 _BEYOND_GROUPS = {
@@ -99,20 +106,24 @@ def expand_sweep(words: Sequence[str]) -> list[list[str]]:
             continue
         if not override.is_discrete_sweep():
             raise ValueError(f"{word}: a grid needs single values, such as a,b,c or range(1,4)")
-        key = override.get_key_element()
+        key = _typed_key(word, override)
         axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
     return [list(job) for job in itertools.product(*axes)]
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:
     """Keys that `expand_sweep` varies."""
-    return [override.get_key_element() for override in map(parse, words) if override.is_sweep_override()]
+    parsed = [(word, parse(word)) for word in words]
+    return [_typed_key(word, override) for word, override in parsed if override.is_sweep_override()]
 
 
 def parse(word: str) -> Override:
-    """Parse one word in Hydra's grammar; raises `ValueError` with a one-line reason."""
+    """Parse one word in Hydra's grammar; raises `ValueError` with a one-line reason.
+
+    The key of a plug-in's reward, `reward.package/name…`, is parsed as if it had a dot for the slash.
+    """
     try:
-        return OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(word if _plugin_key(word) is None else word.replace("/", ".", 1))
     except HydraException as error:
         reason = str(error).splitlines()[0]
         if "=" not in word:
@@ -168,12 +179,17 @@ def _prepare_word(word: str, group_choices: GroupChoices, prepared: Prepared) ->
         prepared.problems.append(str(error))
         return
     key = override.key_or_group
+    plugin = _plugin_key(word)
     if override.is_sweep_override():
         prepared.problems.append(
             f"{word}: several values are a sweep: add -m for one job each, or write key=[a,b] for a list"
         )
     elif key == "hydra" or key.startswith(("hydra.", "hydra/")):
         prepared.problems.append(f"{word}: of Hydra's own options only hydra.searchpath is read; use out= and name=")
+    elif plugin is not None and override.is_delete() and (plugin["rest"] or "=" in word):
+        prepared.problems.append(f"{word}: only a whole reward can be taken out: ~{plugin['section']}{plugin['name']}")
+    elif plugin is not None:
+        prepared.words.append(_plugin_word(word, plugin, is_delete=override.is_delete()))
     elif override.is_delete():
         prepared.words.append(word)
     elif choices := group_choices(key):
@@ -186,6 +202,26 @@ def _prepare_word(word: str, group_choices: GroupChoices, prepared: Prepared) ->
         prepared.problems.append(f"{key}: there is no such config group.{suggest(key)}")
     else:
         prepared.words.append("++" + word.lstrip("+"))
+
+
+def _plugin_key(word: str) -> re.Match[str] | None:
+    """The parts of a key that names a plug-in's reward or shaper; `None` for any other."""
+    return _PLUGIN_KEY.fullmatch(word.partition("=")[0].lstrip("+~"))
+
+
+def _typed_key(word: str, override: Override) -> str:
+    return word.partition("=")[0] if _plugin_key(word) is not None else override.get_key_element()
+
+
+def _plugin_word(word: str, key: re.Match[str], *, is_delete: bool) -> str:
+    """The same in Hydra's grammar: a mapping that is merged into the section; what is taken out becomes null."""
+    value = "null" if is_delete else word.partition("=")[2]
+    if not value.strip():
+        value = "''"
+    path = [*key["section"].split(".")[1:-1], key["name"], *key["rest"].split(".")[1:]]
+    for name in reversed(path):
+        value = f"{{{name}:{value}}}"
+    return f"++reward={value}"
 
 
 def _group_problem(group: str, value: Any, choices: list[str]) -> str:

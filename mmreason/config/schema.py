@@ -8,6 +8,7 @@ that plug-in (see `TaskConfig` and `RewardConfig`) and are checked against its o
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -104,6 +105,58 @@ class DataConfig(Section):
     max_image_bytes: PositiveInt = Field(50_000_000, description="image files larger than this are refused")
 
 
+class CropAugment(Section):
+    """A random part of the picture that holds every box of the target whole; the boxes move along."""
+
+    probability: Share = Field(0.0, description="chance that a training row is cropped; 0 = never")
+    least_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        0.7, description="least share of each side of the picture that stays"
+    )
+
+
+class BlurAugment(Section):
+    """Gaussian blur of a random radius."""
+
+    probability: Share = Field(0.0, description="chance that a training row is blurred; 0 = never")
+    max_radius_px: PositiveFloat = Field(1.5, description="greatest radius (standard deviation) in original pixels")
+
+
+class NoiseAugment(Section):
+    """Gaussian noise of a random strength."""
+
+    probability: Share = Field(0.0, description="chance that a training row gets noise; 0 = never")
+    max_std: Annotated[float, Field(gt=0.0, le=255.0)] = Field(
+        16.0, description="greatest standard deviation, in steps of 8-bit colour"
+    )
+
+
+class MaskAugment(Section):
+    """Blackened cells of a grid, as PAPO masks pictures (arXiv 2507.06448)."""
+
+    probability: Share = Field(0.0, description="chance that a training row is masked; 0 = never")
+    share: Share = Field(0.2, description="chance of each cell of a masked row to be blackened")
+    patch_px: PositiveInt = Field(14, description="side of a cell in original pixels")
+
+
+class AugmentConfig(Section):
+    """Random changes of the pictures of training rows, in this order; held-out rows stay as they are.
+
+    Seeded by the run's seed and the row's position, so that a continued run sees the same pictures. For `mmreason train`.
+    """
+
+    random_crop: CropAugment = Field(default_factory=CropAugment)
+    gaussian_blur: BlurAugment = Field(default_factory=BlurAugment)
+    gaussian_noise: NoiseAugment = Field(default_factory=NoiseAugment)
+    mask_patches: MaskAugment = Field(default_factory=MaskAugment)
+
+    def active(self) -> dict[str, CropAugment | BlurAugment | NoiseAugment | MaskAugment]:
+        """Name -> options of the transforms that may happen, in order."""
+        every: dict[str, CropAugment | BlurAugment | NoiseAugment | MaskAugment] = {
+            name: getattr(self, name) for name in type(self).model_fields
+        }
+        return {name: options for name, options in every.items() if options.probability > 0}
+
+
 class RewardConfig(BaseModel):
     """Rewards by name, each with a weight and its own options: `reward.iou.weight=1 reward.iou.threshold=0.5`.
 
@@ -158,13 +211,62 @@ class RewardConfig(BaseModel):
         return self
 
 
-class ObjectiveConfig(Section):
-    """The loss. Names and meanings are TRL's."""
+class MaskConfig(Section):
+    """The masked view of the images, for loss terms that compare what the policy says with and without seeing."""
 
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = Field(
-        "dapo", description="how token losses are averaged and clipped"
+    probability: Share = Field(0.6, description="chance of each cell to be blackened, on its own")
+    patch_px: PositiveInt = Field(14, description="side of a cell in pixels of the original image")
+    gradient: bool = Field(
+        False, description="work the masked log-probs out again, with gradient, in every update; false = once a step"
     )
+
+
+class TrpaConfig(Section):
+    """Options of `objective.loss_type=trpa` (arXiv 2504.04524)."""
+
+    beta: PositiveFloat = Field(0.1, description="sharpness of the preference")
+    winner_factor: PositiveFloat = Field(2.5, description="kappa: factor of pairs whose winner is correct")
+    kl_coefficient: NonNegativeFloat = Field(0.001, description="weight of the KL to the policy that sampled")
+    format_reward: str = Field("format", min_length=1, description="reward that says whether the form is right (> 0.5)")
+
+
+class GuardConfig(Section):
+    """Watches the term `perception_kl` for collapse and cuts its coefficient (PAPO, arXiv 2507.06448, "KL hacking")."""
+
+    enabled: bool = Field(True, description="false = alarms only, nothing is cut")
+    max_perception_kl: PositiveFloat = Field(
+        0.5, description="mean perception KL, nats per token, that is an alarm by itself"
+    )
+    patience_steps: PositiveInt = Field(3, description="steps in a row before an alarm")
+    cooldown_steps: PositiveInt = Field(20, description="steps after a cut before another")
+    cut: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.5, description="the coefficients of perception_kl and double_entropy are multiplied with this at every alarm"
+    )
+
+
+class ObjectiveConfig(Section):
+    """The loss. Names and meanings of the first options are TRL's.
+
+    `trpa` and `filtered_nll` are ours: preferences between levels within a group, and likelihood weighted with the reward.
+    """
+
+    loss_type: Literal[
+        "grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "trpa", "filtered_nll"
+    ] = Field("dapo", description="how token losses are averaged and clipped")
     beta: NonNegativeFloat = Field(0.0, description="weight of the KL term to the reference model; 0 = no reference")
+    beta_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="how beta falls over training; linear and cosine end at 0"
+    )
+    terms: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict, description="loss terms by name with their options: objective.terms.NAME.OPTION=…"
+    )
+    advantages: dict[str, dict[str, Any] | None] = Field(
+        default_factory=dict,
+        description="advantage transforms by name with their options, in order: objective.advantages.NAME.OPTION=…",
+    )
+    mask: MaskConfig = Field(default_factory=MaskConfig)
+    guard: GuardConfig = Field(default_factory=GuardConfig)
+    trpa: TrpaConfig = Field(default_factory=TrpaConfig)
     epsilon: PositiveFloat = Field(0.2, description="lower clip range of the ratio")
     epsilon_high: PositiveFloat | None = Field(None, description="upper clip range; null = epsilon")
     delta: PositiveFloat | None = Field(None, description="two-sided clip of the ratio; null = off")
@@ -190,6 +292,12 @@ class RolloutConfig(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="nucleus; 1 = off")
     top_k: NonNegativeInt = Field(0, description="0 = off")
     max_new_tokens: PositiveInt = Field(512, description="completion limit in tokens")
+    refill_rounds: NonNegativeInt = Field(
+        0, description="groups that teach nothing are replaced by further prompts, in as many rounds at most; 0 = off"
+    )
+    refill_by: Literal["total", "correct"] = Field(
+        "total", description="a group teaches if its total rewards differ, or if some but not all are reward.correct"
+    )
 
 
 class TrainerConfig(Section):
@@ -246,6 +354,80 @@ class EvalConfig(Section):
     temperature: NonNegativeFloat = Field(0.0, description="0 = greedy; above 0 samples at that temperature")
 
 
+class JudgeConfig(Section):
+    """The judge that rewards may ask: nobody, the policy itself, another model in this process, or an endpoint.
+
+    Options of another kind than the chosen one are refused where they are set.
+    """
+
+    kind: Literal["none", "policy", "local", "endpoint"] = Field(
+        "none", description="who answers: nobody, the policy as it is now, a transformers model, a chat endpoint"
+    )
+    model: str | None = Field(
+        None, min_length=1, description="local, endpoint: folder or hub id of the model, or its name at the endpoint"
+    )
+    revision: str | None = Field(None, description="local: hub revision to pin")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="local: its weights; auto = as they were saved"
+    )
+    batch_size: PositiveInt = Field(16, description="policy, local: questions in one forward batch")
+    max_new_tokens: PositiveInt = Field(64, description="limit of a reply in tokens, where the reward sets none")
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = Field(
+        0.0, description="of replies, where the reward sets none; 0 = greedy"
+    )
+    seed: NonNegativeInt = Field(0, description="seed of replies at a temperature above 0")
+    max_data_chars: PositiveInt = Field(4000, description="characters shown of each text that is judged")
+    max_reply_chars: PositiveInt = Field(4000, description="characters kept of a reply that is a text")
+    cache: str | None = Field(
+        None, min_length=1, description="local, endpoint: folder of replies kept for later runs; null = keep none"
+    )
+    url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$",
+        description="endpoint: address before /chat/completions, such as https://host/v1",
+    )
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="endpoint: name of the environment variable that holds the key; null = send none",
+    )
+    timeout_s: PositiveFloat = Field(60.0, description="endpoint: seconds for one request")
+    deadline_s: PositiveFloat = Field(120.0, description="endpoint: seconds for a question with all its requests")
+    max_attempts: Annotated[int, Field(ge=1, le=20)] = Field(4, description="endpoint: requests for one question")
+    backoff_s: PositiveFloat = Field(
+        0.5, description="endpoint: pause before the second request, then doubled; the server's Retry-After comes first"
+    )
+    connections: PositiveInt = Field(16, description="endpoint: connections at once, for each training process")
+    max_response_bytes: PositiveInt = Field(1_000_000, description="endpoint: longer responses are refused")
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="endpoint: what it calls the limit of a reply"
+    )
+    image_format: Literal["png", "jpeg"] = Field("png", description="endpoint: how pictures are sent")
+    max_image_px: PositiveInt = Field(1_048_576, description="endpoint: larger pictures (px²) are reduced")
+    max_image_bytes: PositiveInt = Field(5_000_000, description="endpoint: pictures that take more are refused")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Folder of `cache`, home directories resolved."""
+        return Path(self.cache or ".").expanduser()
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> JudgeConfig:
+        for name, field in type(self).model_fields.items():
+            kinds = (field.description or "").partition(":")[0].split(", ")
+            belongs = self.kind in kinds or not set(kinds) <= {"policy", "local", "endpoint"}
+            if not belongs and getattr(self, name) != field.default:
+                raise ValueError(f"judge.{name}: judge.kind={self.kind} does not use it; only {' and '.join(kinds)} do")
+        needed = {"local": ("model",), "endpoint": ("model", "url")}.get(self.kind, ())
+        for name in needed:
+            if getattr(self, name) is None:
+                meaning = type(self).model_fields[name].description
+                raise ValueError(f"judge.{name}: judge.kind={self.kind} needs it ({meaning})")
+        if self.timeout_s > self.deadline_s:
+            raise ValueError(f"judge.timeout_s={self.timeout_s:g} is above judge.deadline_s={self.deadline_s:g}")
+        return self
+
+
 class RunConfig(Section):
     """The whole run."""
 
@@ -263,12 +445,14 @@ class RunConfig(Section):
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
     data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
 
     @property
     def total_steps(self) -> int:

@@ -44,12 +44,19 @@ class Family:
         """Both sides of a resized image are multiples of this."""
         return self.patch_size * self.merge_size
 
-    def box_hint(self) -> str:
-        """A sentence for prompts that says how to write a box in this family's frame."""
+    def box_hint(self, names_image: bool = False) -> str:
+        """A sentence for prompts that says how to write a box in this family's frame.
+
+        Args:
+            names_image: the answer has to say in which of several images each box lies.
+        """
+        form = "[x1, y1, x2, y2]"
+        if names_image:
+            form = f"image N {form}, N being the number of the image counted from 1,"
         if self.box_frame is Frame.resized_px:
-            return "Give boxes as [x1, y1, x2, y2] in pixels of the image."
+            return f"Give boxes as {form} in pixels of the image."
         if self.box_frame is Frame.relative_1000:
-            return "Give boxes as [x1, y1, x2, y2] with coordinates from 0 to 1000 relative to the image."
+            return f"Give boxes as {form} with coordinates from 0 to 1000 relative to the image."
         raise ModelError(f"family {self.model_type}: no wording for boxes in frame {self.box_frame.value}")
 
 

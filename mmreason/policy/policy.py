@@ -27,6 +27,7 @@ from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
 from mmreason.policy.tiny import TINY_VLM_DIR, build_model, build_processor
+from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import ImageGeometry, Message, Rollout, Row
 from mmreason.text import extract_answer
 
@@ -205,14 +206,19 @@ class Policy:
             image = image.resize(geometry.model_size, Image.Resampling.BICUBIC)
         return image, geometry
 
-    def prompt(self, row: Row) -> list[Message]:
-        """The row's messages with the model's instruction after the last user text."""
-        messages = [dict(message) for message in row.messages]
+    def prompt(self, row: Row, geometry: tuple[ImageGeometry, ...] = ()) -> list[Message]:
+        """The row's messages, boxes written in the family's frame, with the model's instruction after the last user text.
+
+        Args:
+            row: the question.
+            geometry: of the row's images; needed where the messages hold boxes (`mmreason.prompt_boxes`).
+        """
+        messages = with_boxes_written(row.messages, geometry, self.family.box_frame)
         if not self.config.instruction:
             return messages
-        instruction = self.config.instruction.replace(
-            "{box_hint}", self.family.box_hint() if "boxes" in row.target else ""
-        )
+        # Where the answer has to say in which image each box lies, the model is told how.
+        hint = self.family.box_hint(names_image=isinstance(row.target.get("image_index"), (list, tuple)))
+        instruction = self.config.instruction.replace("{box_hint}", hint if "boxes" in row.target else "")
         last = messages[-1]
         if isinstance(last["content"], str):
             last["content"] = last["content"] + instruction.rstrip()
@@ -235,7 +241,8 @@ class Policy:
             )
         pictures = self.open_images(row, loader)
         pairs = [self.prepare_image(picture) for picture in pictures]
-        return Prepared(row, self.prompt(row), [image for image, _ in pairs], tuple(geometry for _, geometry in pairs))
+        geometry = tuple(seen for _, seen in pairs)
+        return Prepared(row, self.prompt(row, geometry), [image for image, _ in pairs], geometry)
 
     def open_images(self, row: Row, loader: ImageLoader | None = None) -> list[Image.Image]:
         """The row's pictures; paths are opened by `loader` and by nothing else."""

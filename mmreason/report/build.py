@@ -23,14 +23,19 @@ from jinja2 import Environment, StrictUndefined
 from mmreason.errors import DataError
 from mmreason.report.collect import collect_groups, collect_series, number, shorten
 from mmreason.report.pictures import inline_pictures
+from mmreason.report.reward_survey import LENGTH, TOTAL, RewardSurvey
+from mmreason.report.training_log import FailureLog, collect_alarms, first_errors
 from mmreason.run_records import RunFolder, read_metrics, write_atomically
 
-SCRIPTS = ("dom.js", "charts.js", "overlay.js", "text.js", "filters.js", "rollouts.js", "main.js")
+SCRIPTS = ("dom.js", "charts.js", "overlay.js", "rewards.js", "text.js", "filters.js", "rollouts.js", "main.js")
 #: Bound on the sum of all inlined pictures.
 PICTURE_BUDGET_BYTES = 24_000_000
+#: Bound on the data of a page, pictures included: groups are left out until it fits.
+PAGE_BUDGET_BYTES = 64_000_000
 
 #: Keys of `summary.json` that have a place of their own and are not repeated among the facts.
 _SCORES = ("before", "after", "difference")
+_ELSEWHERE = (*_SCORES, "first_reward_errors")
 _FACT_LABELS = {
     "seconds": "time",
     "peak_memory_mb": "peak memory",
@@ -38,6 +43,9 @@ _FACT_LABELS = {
     "rewards_failed": "reward calls failed",
     "run_dir": "run folder",
 }
+
+#: Rewards that no rollout holds, such as those of a run that saves none.
+_MAX_UNCOUNTED = 24
 
 Json = dict[str, Any]
 
@@ -63,8 +71,15 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     config = _read(folder.read_config, notes) or {}
     summary = _read(folder.read_summary, notes) or {}
     series = _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
-    groups = _read(lambda: collect_groups(folder.rollouts, max_groups), notes) if folder.rollouts.is_file() else {}
-    data: Json = {"series": series or {}, "groups": [], **(groups or {})}
+    survey = RewardSurvey()
+    groups = (
+        _read(lambda: collect_groups(folder.rollouts, max_groups, survey.measure, survey.count), notes)
+        if folder.rollouts.is_file()
+        else {}
+    )
+    data: Json = {"series": series or {}, "groups": [], **(groups or {}), "rewards": {}, "alarms": []}
+    if series or groups:
+        _add_rewards(data, folder, survey.result() if groups else {}, config, summary)
     roots = [folder.path] if image_root is None else [folder.path, Path(image_root).expanduser()]
     pictures = inline_pictures(
         (image["path"] for group in data["groups"] for image in group["images"]),
@@ -82,8 +97,47 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
         )
     if not summary:
         notes.append("No summary.json yet: the scores before and after appear when the run has finished.")
+    _keep_to_budget(data, notes)
     write_atomically(folder.report, render(header, data, notes).encode("utf-8", "replace"))
     return folder.report
+
+
+def describe_rewards(
+    survey: Mapping[str, Any],
+    failures: FailureLog,
+    weights: Mapping[str, float | None],
+    errors: Mapping[str, str],
+    calls_a_step: float | None,
+) -> Json:
+    """The section on rewards: what was counted over the rollouts, with weights and failures.
+
+    Args:
+        survey: from `RewardSurvey.result`; empty if no rollouts were saved.
+        failures: from the metrics.
+        weights: of the configuration; `None` where it is no number.
+        errors: reward -> first traceback.
+        calls_a_step: completions of a step.
+    """
+    counted = {reward["name"]: reward for reward in survey.get("rewards", ())}
+    names = dict.fromkeys((*counted, *weights, *failures.rewards()))
+    cards = []
+    for name in list(names)[: len(counted) + _MAX_UNCOUNTED]:
+        card: Json = {"name": shorten(name, 60), "weight": weights.get(name), "counted": counted.get(name)}
+        if name != TOTAL:
+            card |= {"failures": failures.of(name, calls_a_step), "error": errors.get(name, "")}
+        cards.append(card)
+    told = {key: survey.get(key) for key in ("early", "late", "rollouts", "matrix", "left_out")}
+    return {"cards": cards, "total": TOTAL, "length": LENGTH, **told}
+
+
+def reward_weights(config: Mapping[str, Any]) -> dict[str, float | None]:
+    """Reward -> weight, `None` where the configuration's is no number."""
+    rewards = config.get("reward")
+    return {
+        str(name): number(options.get("weight", 1.0))
+        for name, options in (rewards.items() if isinstance(rewards, Mapping) else ())
+        if isinstance(options, Mapping) and name != "shapers"
+    }
 
 
 def render(header: Mapping[str, Any], data: Mapping[str, Any], notes: Sequence[str]) -> str:
@@ -105,6 +159,8 @@ def render(header: Mapping[str, Any], data: Mapping[str, Any], notes: Sequence[s
         style=style,
         script=script,
         data=embed_json(data),
+        data_alarms=data.get("alarms", ()),
+        has_rewards=bool(data.get("rewards")),
         policy=(
             "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
             f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
@@ -121,12 +177,7 @@ def embed_json(value: object) -> str:
 def describe_header(run_dir: Path, config: Mapping[str, Any], summary: Mapping[str, Any]) -> Json:
     """Name, facts and scores at the top of the page, as far as configuration and summary exist."""
     data_path = _option(config, "data", "path")
-    rewards = config.get("reward")
-    weights = {
-        str(name): number(options.get("weight", 1.0)) if isinstance(options, Mapping) else None
-        for name, options in (rewards.items() if isinstance(rewards, Mapping) else ())
-        if isinstance(options, Mapping)
-    }
+    weights = reward_weights(config)
     facts = {
         "model": _option(config, "model", "name"),
         "data" if data_path else "task": data_path or _option(config, "task", "name"),
@@ -140,7 +191,7 @@ def describe_header(run_dir: Path, config: Mapping[str, Any], summary: Mapping[s
         "source": config.get("source"),
     }
     for key, value in summary.items():
-        if key not in _SCORES:
+        if key not in _ELSEWHERE:
             facts[_FACT_LABELS.get(key, key.replace("_", " "))] = _fact(key, value)
     name = config.get("name") or run_dir.resolve().name
     return {
@@ -181,6 +232,44 @@ def _read(reader: Any, notes: list[str]) -> Any:
     except DataError as error:
         notes.append(str(error))
         return None
+
+
+def _add_rewards(
+    data: Json, folder: RunFolder, survey: Mapping[str, Any], config: Mapping[str, Any], summary: Mapping[str, Any]
+) -> None:
+    """Put `rewards` and `alarms` into the data of a page; metrics that cannot be read have been noted already."""
+    weights = reward_weights(config)
+    metrics = folder.metrics if data["series"] else None
+    failures = FailureLog().read(read_metrics(metrics) if metrics else ())
+    calls = _completions_a_step(config)
+    data["rewards"] = describe_rewards(survey, failures, weights, first_errors(summary), calls)
+    if metrics:
+        zero_steps = number(_option(config, "reward", "zero_alarm_steps"))
+        frame = data["groups"][0]["frame"] if data["groups"] else ""
+        trained = [name for name, weight in weights.items() if weight != 0]
+        found = collect_alarms(read_metrics(metrics), trained, frame, max(1, int(zero_steps or 5)))
+        data["alarms"] = sorted(found, key=lambda alarm: alarm["step"])
+
+
+def _keep_to_budget(data: Json, notes: list[str]) -> None:
+    """Leave out every second group until the page is small enough to open."""
+    groups = len(data["groups"])
+    while len(embed_json(data)) > PAGE_BUDGET_BYTES and data["groups"]:
+        data["groups"] = data["groups"][::2] if len(data["groups"]) > 1 else []
+        paths = {image["path"] for group in data["groups"] for image in group["images"]}
+        data["pictures"] = {path: found for path, found in data["pictures"].items() if path in paths}
+        data["shown_rollouts"] = sum(len(group["rollouts"]) for group in data["groups"])
+    if len(data["groups"]) < groups:
+        notes.append(
+            f"{groups - len(data['groups'])} of {groups} chosen groups are left out to keep this page below "
+            f"{PAGE_BUDGET_BYTES // 1_000_000} MB; `mmreason report RUN` takes a smaller --max-groups."
+        )
+
+
+def _completions_a_step(config: Mapping[str, Any]) -> float | None:
+    prompts = number(_option(config, "rollout", "prompts_per_step"))
+    size = number(_option(config, "rollout", "group_size"))
+    return prompts * size if prompts and size and prompts > 0 and size > 0 else None
 
 
 def _interval(value: object) -> Json | None:

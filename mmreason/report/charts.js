@@ -9,6 +9,7 @@
     { title: "Reward", keys: ["reward"], band: "reward_std", note: "band: spread of the reward" },
     { title: "Reward parts", prefix: "rewards/" },
     { title: "Held-out scores", prefix: "eval/", dots: true },
+    { title: "Correct answers", keys: ["correct"], unit: "share of completions" },
     { title: "Completion length", keys: ["completion_length"], unit: "tokens" },
     { title: "Groups without spread", keys: ["zero_variance_groups"], note: "share of groups whose rewards are all equal: they teach nothing" },
     { title: "Entropy", keys: ["entropy"], unit: "nats per token" },
@@ -20,6 +21,8 @@
     { title: "Seconds by stage", prefix: "seconds/" },
     { title: "Loss", keys: ["loss"] },
   ];
+
+  const SCORES = ["Reward", "Reward parts", "Held-out scores", "Correct answers"];
 
   /** Round tick values within [low, high], each with its text: all with as many decimals as their distance needs. */
   function ticks(low, high) {
@@ -82,6 +85,8 @@
     const spread = panel.band && series[panel.band];
     const band = spread && new Map(spread.x.map((x, i) => [x, spread.y[i] || 0]));
     const box = bounds(curves, band);
+    if (panel.share) { box.low = 0; box.high = 1; }
+    if (panel.percent) box.low = 0;
     const toX = (x) => LEFT + ((x - box.start) / (box.end - box.start)) * (WIDTH - LEFT - RIGHT);
     const toY = (y) => HEIGHT - BOTTOM - ((y - box.low) / (box.high - box.low)) * (HEIGHT - TOP - BOTTOM);
     const label = panel.title + ". " + names.map((name, i) => describe(name, curves[i])).join("; ");
@@ -117,6 +122,12 @@
       }
     });
 
+    for (const mark of panel.marks || []) {
+      if (mark.step < box.start || mark.step > box.end) continue;
+      plot.append(svg("g", { class: "mark" }, svg("title", {}, "alarm at step " + mark.step + ": " + mark.key),
+        svg("line", { x1: toX(mark.step), x2: toX(mark.step), y1: TOP, y2: HEIGHT - BOTTOM }),
+        svg("path", { d: "M" + (toX(mark.step) - 4) + " " + (TOP - 6) + "h8l-4 7z" })));
+    }
     const line = svg("line", { y1: TOP, y2: HEIGHT - BOTTOM, class: "cursor", visibility: "hidden" });
     plot.append(line);
     const values = names.map(() => el("b", {}));
@@ -151,17 +162,23 @@
       el("figcaption", {}, el("strong", {}, panel.title), at, el("span", { class: "keys" }, legend)), plot);
   }
 
-  /** Draw every curve into `root`; curves that no panel names go into a closed section. */
-  mmreason.charts = function (root, series) {
+  mmreason.chart = chart;
+
+  /** What charts share, so that all of them point at the same step. */
+  mmreason.cursor = function () {
     const listeners = [];
-    const cursor = { move: (step) => listeners.forEach((f) => f(step)), listen: (f) => listeners.push(f) };
+    return { move: (step) => listeners.forEach((f) => f(step)), listen: (f) => listeners.push(f) };
+  };
+
+  /** Draw every curve into `root`; curves that no panel names go into a closed section. Marks are alarms on scores. */
+  mmreason.charts = function (root, series, cursor, marks) {
     const left = new Set(Object.keys(series));
     const cards = [];
     for (const panel of PANELS) {
       const names = Object.keys(series).filter((name) =>
         panel.prefix ? name.startsWith(panel.prefix) : panel.keys.includes(name));
       names.concat(panel.band || []).forEach((name) => left.delete(name));
-      if (names.length) cards.push(chart(panel, names, series, cursor));
+      if (names.length) cards.push(chart(SCORES.includes(panel.title) ? { ...panel, marks } : panel, names, series, cursor));
     }
     if (!cards.length && !left.size) {
       root.append(el("p", { class: "note" }, "No metrics.jsonl yet: curves appear after the first logged step."));

@@ -6,9 +6,10 @@ is trusted to have its type. What leaves: plain dicts ready for JSON. No HTML he
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ MIN_COMPLETION_CHARS, MAX_COMPLETION_CHARS = 1_500, 30_000
 MAX_PROMPT_CHARS = 4_000
 #: True boxes, messages and reward parts shown; a real row has a handful.
 MAX_ITEMS = 100
+#: Groups that are told apart while a file is read.
+MAX_TRACKED = 100_000
+#: Curves of one page.
+MAX_CURVES = 400
 #: Points of one curve.
 MAX_POINTS = 1_000
 #: A predicted box that overlaps less than this with every true one counts as off (accuracy@0.5).
@@ -36,38 +41,89 @@ IOU_HIT = 0.5
 
 Record = Mapping[str, Any]
 Segment = tuple[str, str]
+Observer = Callable[[Record], None]
 
 
-def collect_groups(path: Path, max_groups: int) -> dict[str, Any]:
-    """Read the rollouts and keep at most `max_groups` groups, spread evenly over the run.
+def _ignore(record: Record) -> None:
+    """Nobody listens."""
+
+
+def collect_groups(
+    path: Path, max_groups: int, first_reading: Observer = _ignore, second_reading: Observer = _ignore
+) -> dict[str, Any]:
+    """Read the rollouts, twice, and keep at most `max_groups` groups, spread evenly over the run.
+
+    Args:
+        path: the file; however large it is, no more than the groups shown and `MAX_TRACKED` keys are in memory.
+        max_groups: how many groups to keep.
+        first_reading: told every record of the first reading.
+        second_reading: told every record of the second one.
 
     Returns:
-        `groups` (see `describe_group`), and the counts `total_groups`, `total_rollouts`, `shown_rollouts`.
+        `groups` (see `describe_group`), and the counts `total_groups` (rounded where not all of them are tracked),
+        `total_rollouts`, `shown_rollouts`.
 
     Raises:
         DataError: a damaged line; a last line cut short by a running job is passed over.
     """
-    sizes: dict[tuple[str, str], int] = {}
-    steps: dict[tuple[str, str], float] = {}
+    census = _Census()
     for record in read_rollouts(path, torn_tail="skip"):
-        key = _group_key(record)
-        sizes[key] = sizes.get(key, 0) + 1
-        steps.setdefault(key, number(record.get("step")) or 0.0)
-    chosen = _spread(sorted(sizes, key=lambda key: steps[key]), max_groups, sizes)
-    kept: dict[tuple[str, str], list[Record]] = {key: [] for key in chosen}
+        census.add(record)
+        first_reading(record)
+    kept: dict[bytes, list[Record]] = {key: [] for key in census.chosen(max_groups)}
     for record in read_rollouts(path, torn_tail="skip"):
-        members = kept.get(_group_key(record))
+        members = kept.get(group_key(record))
         if members is not None and len(members) < MAX_ROLLOUTS:
             members.append(record)
+        second_reading(record)
     shown = sum(len(members) for members in kept.values())
     max_chars = min(MAX_COMPLETION_CHARS, max(MIN_COMPLETION_CHARS, MAX_TEXT_CHARS // max(1, shown)))
     return {
         # A group may have vanished between the two readings if the run was cut back meanwhile.
         "groups": [describe_group(members, max_chars) for members in kept.values() if members],
-        "total_groups": len(sizes),
-        "total_rollouts": sum(sizes.values()),
+        "total_groups": census.total_groups,
+        "total_rollouts": census.total_rollouts,
         "shown_rollouts": shown,
     }
+
+
+class _Census:
+    """Counts rollouts and groups; of very many groups, tracks every second one, every fourth one and so on."""
+
+    def __init__(self) -> None:
+        self.total_rollouts = 0
+        #: Group -> first step and rollouts.
+        self._groups: dict[bytes, tuple[float, int]] = {}
+        self._stride = 1
+
+    @property
+    def total_groups(self) -> int:
+        return len(self._groups) * self._stride
+
+    def add(self, record: Record) -> None:
+        self.total_rollouts += 1
+        key = group_key(record)
+        if not self._tracks(key):
+            return
+        step, size = self._groups.get(key, (number(record.get("step")) or 0.0, 0))
+        self._groups[key] = (step, size + 1)
+        while len(self._groups) > MAX_TRACKED:
+            self._stride *= 2
+            self._groups = {key: found for key, found in self._groups.items() if self._tracks(key)}
+
+    def chosen(self, max_groups: int) -> list[bytes]:
+        """At most `max_groups` groups, evenly spaced, first and last included; fewer where groups are large."""
+        keys = sorted(self._groups, key=lambda key: self._groups[key][0])
+        typical = max((size for _, size in self._groups.values()), default=1)
+        count = max(1, min(max_groups, len(keys), MAX_ROLLOUTS // typical))
+        if count >= len(keys):
+            return keys
+        if count == 1:
+            return [keys[-1]]
+        return [keys[round(index * (len(keys) - 1) / (count - 1))] for index in range(count)]
+
+    def _tracks(self, key: bytes) -> bool:
+        return int.from_bytes(key[:4], "little") % self._stride == 0
 
 
 def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CHARS) -> dict[str, Any]:
@@ -106,7 +162,8 @@ def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CH
 
 
 def collect_series(metrics: Iterable[Record]) -> dict[str, dict[str, list[float | None]]]:
-    """Turn metric lines into curves: name -> `{"x": steps, "y": values}`, thinned to `MAX_POINTS` points."""
+    """Turn metric lines into curves: name -> `{"x": steps, "y": values}`, thinned to `MAX_POINTS` points;
+    at most `MAX_CURVES` of them."""
     series: dict[str, dict[str, list[float | None]]] = {}
     for line in metrics:
         step = number(line.get("step"))
@@ -115,7 +172,10 @@ def collect_series(metrics: Iterable[Record]) -> dict[str, dict[str, list[float 
         for name, value in line.items():
             if name == "step" or isinstance(value, (bool, str, list, dict)):
                 continue
-            curve = series.setdefault(shorten(str(name), 80), {"x": [], "y": []})
+            short = shorten(str(name), 80)
+            if short not in series and len(series) >= MAX_CURVES:
+                continue
+            curve = series.setdefault(short, {"x": [], "y": []})
             curve["x"].append(step)
             curve["y"].append(number(value))
     for curve in series.values():
@@ -173,6 +233,13 @@ def number(value: object) -> float | None:
 def shorten(text: str, max_chars: int) -> str:
     """The text, cut with an ellipsis."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+
+
+def group_key(record: Record) -> bytes:
+    """What the rollouts of one group have in common: a digest, since a hostile id may be long."""
+    group = record.get("group")
+    name = f"{record.get('step')}\0{record.get('id') if group is None else group}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
 def _describe_rollout(
@@ -287,24 +354,6 @@ def _describe_target(target: Record, labels: Sequence[str], true_boxes: Boxes | 
         named = [f"{label} {box}".strip() for label, box in zip_longest(labels, boxes, fillvalue="")]
         return shorten("\n".join(named), MAX_PROMPT_CHARS)
     return shorten(json.dumps(target, ensure_ascii=False), MAX_PROMPT_CHARS) if target else ""
-
-
-def _group_key(record: Record) -> tuple[str, str]:
-    group = record.get("group")
-    return str(record.get("step")), str(record.get("id") if group is None else group)
-
-
-def _spread(
-    keys: Sequence[tuple[str, str]], max_groups: int, sizes: Mapping[tuple[str, str], int]
-) -> list[tuple[str, str]]:
-    """At most `max_groups` keys, evenly spaced, first and last included; fewer where groups are large."""
-    typical = max(sizes.values(), default=1)
-    count = max(1, min(max_groups, len(keys), MAX_ROLLOUTS // typical))
-    if count >= len(keys):
-        return list(keys)
-    if count == 1:
-        return [keys[-1]]
-    return [keys[round(index * (len(keys) - 1) / (count - 1))] for index in range(count)]
 
 
 def _items(value: object) -> list[Any]:

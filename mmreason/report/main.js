@@ -5,7 +5,10 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const groups = data.groups;
 
-  mmreason.charts(document.getElementById("curves"), data.series);
+  const cursor = mmreason.cursor();
+  mmreason.charts(document.getElementById("curves"), data.series, cursor, data.alarms.filter((alarm) => alarm.key.startsWith("score up")));
+  const rewards = document.getElementById("rewards");
+  if (rewards) mmreason.rewards(rewards, data.rewards, data.series, cursor);
 
   const filters = document.getElementById("filters"), root = document.getElementById("groups");
   if (!groups.length) {

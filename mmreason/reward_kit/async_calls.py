@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, judged, raised
 
@@ -24,6 +25,22 @@ _GRACE_S = 2.0
 _LOOK_EVERY_S = 0.1
 
 
+class Duty(Protocol):
+    """Work that calls on the loop leave to the thread that waits for them (`mmreason.judge.desk`)."""
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until there is work, or somebody rings, or the time is over."""
+        ...
+
+    def ring(self) -> None:
+        """Wake the thread that waits; from any thread."""
+        ...
+
+    def serve(self, until: float) -> None:
+        """Do the work that is there; begin no more of it after `until`, a `time.monotonic()`."""
+        ...
+
+
 @dataclass
 class AsyncBatch:
     """Calls under way; `collect` waits for them.
@@ -31,11 +48,13 @@ class AsyncBatch:
     Attributes:
         calls: of async rewards.
         until: `time.monotonic()` at which the batch is over.
+        duty: what the waiting thread does meanwhile.
     """
 
     calls: Sequence[Call]
     until: float
     loop: _LoopThread
+    duty: Duty | None = None
     found: dict[int, list[Outcome]] = field(default_factory=dict)
     #: Call -> when it was begun.
     begun: dict[int, float] = field(default_factory=dict)
@@ -50,6 +69,8 @@ class AsyncBatch:
             await asyncio.gather(*(self._make(index, call, limit) for index, call in enumerate(self.calls)))
         finally:
             self.done.set()
+            if self.duty is not None:
+                self.duty.ring()
 
     async def _make(self, index: int, call: Call, limit: asyncio.Semaphore) -> None:
         async with limit:
@@ -59,7 +80,7 @@ class AsyncBatch:
 
     def collect(self) -> list[list[Outcome]]:
         """Wait for the outcomes, `[calls][members]`; those that are not there in time have failed."""
-        while not self.done.wait(_LOOK_EVERY_S):
+        while not self._wait():
             now = time.monotonic()
             if now >= self.until + _GRACE_S or any(now >= limit + _GRACE_S for limit in self._limits()):
                 self.loop.abandon()
@@ -68,6 +89,15 @@ class AsyncBatch:
                 self.loop.call(self.task.cancel)
         found = dict(self.found)  # a loop that was abandoned may still run
         return [found[index] if index in found else self._missing(index) for index in range(len(self.calls))]
+
+    def _wait(self) -> bool:
+        """Wait for a while, doing what there is to do; whether all calls are done."""
+        if self.duty is None:
+            return self.done.wait(_LOOK_EVERY_S)
+        if not self.done.is_set():
+            self.duty.wait(_LOOK_EVERY_S)
+            self.duty.serve(self.until)
+        return self.done.is_set()
 
     def _limits(self) -> list[float]:
         """When each call that is under way should be over."""
@@ -118,9 +148,9 @@ class _LoopThread:
         self._loop.run_forever()
         self._loop.close()
 
-    def start(self, calls: Sequence[Call], concurrency: int, batch_deadline_s: float) -> AsyncBatch:
+    def start(self, calls: Sequence[Call], concurrency: int, batch_deadline_s: float, duty: Duty | None) -> AsyncBatch:
         """Begin to make calls."""
-        batch = AsyncBatch(calls, time.monotonic() + batch_deadline_s, self)
+        batch = AsyncBatch(calls, time.monotonic() + batch_deadline_s, self, duty)
         asyncio.run_coroutine_threadsafe(batch.run(concurrency), self._loop)
         return batch
 
@@ -142,20 +172,23 @@ _lock = threading.Lock()
 _current: _LoopThread | None = None
 
 
-def start_async(calls: Sequence[Call], concurrency: int, batch_deadline_s: float) -> AsyncBatch:
+def start_async(
+    calls: Sequence[Call], concurrency: int, batch_deadline_s: float, duty: Duty | None = None
+) -> AsyncBatch:
     """Begin to make calls of async rewards on the event loop of this process.
 
     Args:
         calls: of async rewards.
         concurrency: how many may be under way at once.
         batch_deadline_s: seconds for all of them, from now.
+        duty: what the thread that collects them does while it waits.
     """
     global _current
     with _lock:
         # A fork of the process has the object but not the thread.
         if _current is None or _current.is_abandoned or _current.owner != os.getpid():
             _current = _LoopThread()
-        return _current.start(calls, concurrency, batch_deadline_s)
+        return _current.start(calls, concurrency, batch_deadline_s, duty)
 
 
 def close_loop() -> None:

@@ -1,7 +1,8 @@
 """One reward on the bench: its value for any completion of an example, what failed, and how long it takes.
 
 What enters: a reward's name and options, and `Case`s. What leaves: `Score`s, through `RewardRunner` as in training, and
-timings. A group reward scores each case in a group of other answers to the same question. No torch.
+timings. A group reward scores each case in a group of other answers to the same question, a batch reward in a batch of that
+group and of the questions beside it. No torch.
 
 Shapes: N cases.
 """
@@ -16,8 +17,10 @@ from typing import Any
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
+from mmreason.judge.service import JudgeService
 from mmreason.records import Rollout, Row
-from mmreason.reward_kit.examples import Example
+from mmreason.reward_kit.examples import Example, judge_script
+from mmreason.reward_kit.play import played
 from mmreason.reward_kit.probes import HOSTILE, LONGEST_TEXT, as_completion, hostile_text
 from mmreason.reward_kit.spec import REWARDS, SHAPERS
 from mmreason.scoring import RewardRunner, ScoreTable
@@ -113,11 +116,16 @@ class Bench:
         self.spec = REWARDS.get(name)
         values: dict[str, Any] = {name: dict(options or {})}
         if self.borrows:
-            for companion in (*_COMPANIONS, *([correct.split()[0]] if correct else [])):
+            checked = self.spec.options(options or {})
+            named = [str(getattr(checked, option)) for option in self.spec.references]
+            for companion in (*_COMPANIONS, *named, *([correct.split()[0]] if correct else [])):
                 values.setdefault(companion, {"weight": 0.0})
             values["correct"] = correct or _CORRECT
         values |= {"max_failure_share": 1.0, "batch_deadline_s": _BATCH_DEADLINE_S}
-        self._runner = RewardRunner(RewardConfig.model_validate(values))
+        asks = "judge" in self.spec.needs
+        judge = JudgeService.scripted(judge_script(self.spec.function)) if asks else None
+        self._runner = RewardRunner(RewardConfig.model_validate(values), judge)
+        self._unseen = self._runner.state_dict()
         self.progress = 1.0
 
     @property
@@ -132,7 +140,9 @@ class Bench:
         return other
 
     def score(self, cases: Sequence[Case]) -> list[Score]:
-        """Scores of all cases as one batch, `[N]`."""
+        """Scores of all cases, `[N]`: as one batch, or for a batch reward each in a batch of its own."""
+        if self.spec.per == "batch":
+            return [self._alone(case) for case in cases]
         blocks = [self._rollouts(case, number) for number, case in enumerate(cases)]
         table = self._table([rollout for block in blocks for rollout in block])
         failed = self._failures(table)
@@ -152,40 +162,38 @@ class Bench:
         return self._rollouts(case, 0)[-1]
 
     def _alone(self, case: Case) -> Score:
-        table = self._table(self._rollouts(case, 0))
+        return self._last(self._table(self._rollouts(case, 0)))
+
+    def _last(self, table: ScoreTable) -> Score:
+        """The score of the last rollout, where the table is that of one case."""
+        value = float(table.column(self.spec.name)[-1])
+        if not math.isnan(value):
+            return Score(value)
         failed = self._failures(table)
         return Score(None, (failed[0], table.first_traceback[self.spec.name]) if failed else None)
 
     def _table(self, rollouts: Sequence[Rollout]) -> ScoreTable:
+        # What the reward noted of earlier cases must not change this one.
+        self._runner.load_state_dict(self._unseen)
         return self._runner.score(rollouts, progress=self.progress)
 
     def _failures(self, table: ScoreTable) -> list[str]:
         return [kind for name, kind in table.failures if name == self.spec.name]
 
     def _rollouts(self, case: Case, number: int) -> list[Rollout]:
-        """The rollout of a case; for a group reward with its group before it."""
+        """The rollout of a case; for a group reward with its group before it, for a batch reward with its batch."""
         example = case.example
-        target = example.blind_target if case.blind else example.target
-        message = {"role": "user", "content": [{"type": "text", "text": example.question}]}
-        row = Row(f"{example.name}/{number}", (message,), (), target, "reward check", example.columns)
-        texts = [case.text]
-        if self.spec.per == "group":
-            others = (example.right[0], *example.wrong, *example.fair[:1])
-            texts = [*(as_completion(example, text) for text in others), "", case.text]
-        return [
-            Rollout(
-                row=row,
-                group=number,
-                token_ids=(),
-                text=text,
-                answer=extract_answer(text),
-                num_tokens=1 + len(text) // _CHARS_PER_TOKEN,
-                stop_reason="stop",
-                geometry=example.geometry,
-                box_frame=example.box_frame,
-            )
-            for text in texts
+        if self.spec.per == "rollout":
+            return _group(example, [case.text], number, case.blind)
+        others = (example.right[0], *example.wrong, *example.fair[:1])
+        texts = [*(as_completion(example, text) for text in others), "", case.text]
+        beside = example.beside if self.spec.per == "batch" else ()
+        rollouts = [
+            rollout
+            for place, other in enumerate(beside, start=1)
+            for rollout in _group(other, [as_completion(other, other.right[0])], number + place)
         ]
+        return rollouts + _group(example, texts, number, case.blind)
 
     # ------------------------------------------------------------------ time
 
@@ -197,11 +205,7 @@ class Bench:
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         # Processor time leaves out what else the machine does; what waits for others is seen on the clock only.
         seconds = wall if self.spec.has_deadline else min(wall, processor)
-        value = float(table.column(self.spec.name)[-1])
-        if not math.isnan(value):
-            return Score(value), seconds
-        failed = self._failures(table)
-        return Score(None, (failed[0], table.first_traceback[self.spec.name]) if failed else None), seconds
+        return self._last(table), seconds
 
     def hostile(self, example: Example) -> Iterator[Timing]:
         """The slowest that each kind of hostile text was, up to a megabyte.
@@ -222,6 +226,28 @@ class Bench:
             if size >= LONGEST_TEXT or timing.took_too_long:
                 return timing
             size, before = _next_size(size, seconds, before), (size, seconds)
+
+
+def _group(example: Example, texts: Sequence[str], number: int, blind: bool = False) -> list[Rollout]:
+    """Completions of an example as the group of that number."""
+    target = example.blind_target if blind else example.target
+    message = {"role": "user", "content": [{"type": "text", "text": example.question}]}
+    row = Row(f"{example.name}/{number}", (message,), (), target, "reward check", example.columns)
+    return [
+        Rollout(
+            row=row,
+            group=number,
+            token_ids=(),
+            text=text,
+            answer=extract_answer(text),
+            num_tokens=1 + len(text) // _CHARS_PER_TOKEN,
+            stop_reason="stop",
+            geometry=example.geometry,
+            box_frame=example.box_frame,
+            turns=played(text),
+        )
+        for text in texts
+    ]
 
 
 def _next_size(size: int, seconds: float, before: tuple[int, float] | None) -> int:

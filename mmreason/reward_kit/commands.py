@@ -22,7 +22,7 @@ from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, DataError, PluginError, RewardFailure
 from mmreason.records import Rollout
 from mmreason.rescoring import rollout_from_record
-from mmreason.reward_kit.spec import REWARDS, SHAPERS, RewardSpec, load_reward_files
+from mmreason.reward_kit.spec import REWARDS, SHAPERS, Per, RewardSpec, ShaperSpec, load_reward_files
 from mmreason.reward_kit.summary import ScoreSummary
 from mmreason.run_records import read_objects
 from mmreason.scoring import RewardRunner, ScoreTable
@@ -40,7 +40,7 @@ _WORDS: Mapping[str, bool | None] = {"true": True, "false": False, "null": None,
 
 
 def list_rewards(files: Sequence[str] = ()) -> None:
-    """Print every reward: range, what it needs, its options and defaults, its source; then broken plug-ins.
+    """Print every reward: range, what it scores at once, its needs, options and source; then shapers and broken plug-ins.
 
     Args:
         files: Python files with rewards of your own.
@@ -54,7 +54,7 @@ def list_rewards(files: Sequence[str] = ()) -> None:
         about = [spec.summary] + ([f"Source: {spec.source}"] if spec.source else [])
         cells = (
             spec.name,
-            f"{low:g}..{high:g}",
+            f"{low:g}..{high:g}" + _SCOPES[spec.per],
             "\n".join(spec.needs),
             _describe_options(spec),
             "\n".join(about),
@@ -63,8 +63,25 @@ def list_rewards(files: Sequence[str] = ()) -> None:
     console = Console()
     console.print(table)
     console.print("Every reward also takes weight=1.0. Set options with reward.NAME.OPTION=VALUE.", highlight=False)
+    _list_shapers(console)
     for name, reason in sorted(REWARDS.broken.items()):
         console.print(f"[red]plug-in that failed to load:[/red] {escape(name)}: {escape(reason)}", highlight=False)
+
+
+_SCOPES: Mapping[Per, str] = {"rollout": "", "group": "\nof a group", "batch": "\nof a batch"}
+
+
+def _list_shapers(console: Console) -> None:
+    """Print every shaper, if there are any."""
+    table = Table(title="Shapers: reward.shapers.NAME={}", title_justify="left", show_lines=True)
+    for heading in ("name", "needs", "options", "what it is"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "name")
+    for _, spec in SHAPERS:
+        about = [spec.summary] + ([f"Source: {spec.source}"] if spec.source else [])
+        cells = (spec.name, "\n".join(spec.needs), _describe_options(spec), "\n".join(about))
+        table.add_row(*(escape(cell) for cell in cells))
+    if table.row_count:
+        console.print(table)
 
 
 def check_rewards(spec: str, files: Sequence[str] = (), correct: str | None = None) -> bool:
@@ -141,8 +158,8 @@ def score_file(
     """Score saved rollouts again; write lines of JSON, `{"id": ..., "rewards": {name: number or null}}`.
 
     Lines come in the order of the input. A rollout's numbers depend on its own record alone; those of a group reward on
-    all records of the same step and group. A failed call is written as null, and what failed is told on stderr at the
-    end.
+    all records of the same step and group, those of a batch reward on all of the same step, and where it keeps a state on
+    those of the steps before. A failed call is written as null, and what failed is told on stderr at the end.
 
     Args:
         path: `rollouts.jsonl` of a run, or records of your own (see `rollout_from_record`).
@@ -201,7 +218,8 @@ def _scored(path: str, runner: RewardRunner) -> Iterator[_Scored]:
     for index, (_, _, rollout) in enumerate(everything):
         steps.setdefault(rollout.step, []).append(index)
     scores: dict[int, dict[str, float | None]] = {}
-    for members in steps.values():
+    # In the order of training: a reward may have noted something of the steps before.
+    for _, members in sorted(steps.items()):
         table = runner.score([everything[index][2] for index in members])
         scores.update(zip(members, _rewards_of(table), strict=True))
     for index, (name, record, _) in enumerate(everything):
@@ -317,7 +335,7 @@ class _SpecReader:
         )
 
 
-def _describe_options(spec: RewardSpec) -> str:
+def _describe_options(spec: RewardSpec | ShaperSpec) -> str:
     lines = []
     for name in spec.option_names:
         default = spec.options_model.model_fields[name].default

@@ -20,6 +20,7 @@ from typing import Any
 
 from mmreason.boxes import Boxes, Frame
 from mmreason.errors import PluginError
+from mmreason.judge.questions import Question
 from mmreason.records import ImageGeometry, Row
 
 Box = Sequence[float]
@@ -45,6 +46,7 @@ class Example:
         geometry: how the model sees each image of the row.
         box_frame: frame in which the model writes boxes.
         whole_text: `right`, `fair` and `wrong` are whole completions, not the content of the answer block.
+        beside: other questions of the batch, for batch rewards that compare questions; each is answered rightly.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Example:
     geometry: tuple[ImageGeometry, ...] = (GEOMETRY,)
     box_frame: str = "relative_1000"
     whole_text: bool = False
+    beside: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("right", "wrong", "fair", "candidates", "about"):
@@ -99,6 +102,40 @@ def add_examples(reward: Callable[..., Any], *examples: Example) -> None:
 def given_examples(reward: Callable[..., Any]) -> tuple[Example, ...]:
     """The examples that a reward's author gave, in order."""
     return _given.get(reward, ())
+
+
+Script = Callable[[Question], str]
+_scripts: dict[Callable[..., Any], Script] = {}
+
+
+def script_judge(reward: Callable[..., Any]) -> Callable[[Script], Script]:
+    """Decorator for the judge that a reward is checked with, a function from a question to the reply.
+
+    For rewards that name `judge`; put it below the reward. Without one, `plain_judge` replies.
+
+    Args:
+        reward: the decorated function.
+    """
+
+    def register(script: Script) -> Script:
+        _scripts[reward] = script
+        return script
+
+    return register
+
+
+def judge_script(reward: Callable[..., Any]) -> Script:
+    """The judge that a reward is checked with."""
+    return _scripts.get(reward, plain_judge)
+
+
+def plain_judge(question: Question) -> str:
+    """The highest score where two of the texts to judge are the same, else the lowest; a text if no score is asked for."""
+    if question.score is None:
+        return "I cannot tell."
+    texts = [" ".join(text.casefold().split()) for text in question.data.values()]
+    low, high = question.score
+    return f"{high if len(set(texts)) < len(texts) else low:g}"
 
 
 # ---------------------------------------------------------------------- boxes
@@ -305,6 +342,11 @@ def _number_examples() -> list[Example]:
             fair=("3.6",),
             candidates=("1", "2", "3.7", "4", "5"),
             question="How good is the picture, from 1 to 5?",
+            # One picture is worse and one is better by as much, so that neither a higher nor a lower score is safe.
+            beside=tuple(
+                Example(name, {"score": score}, (str(score),), ("3",))
+                for name, score in (("a worse picture", 2.4), ("a better picture", 5.0))
+            ),
         ),
         Example(
             "a time span",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmreason.config.schema import RewardConfig
-from mmreason.reward_kit.async_calls import start_async
+from mmreason.reward_kit.async_calls import AsyncBatch, Duty, start_async
 from mmreason.reward_kit.outcome import Call, Outcome
 from mmreason.reward_kit.pool import WorkerPool, shared_pool, sources_of
 from mmreason.reward_kit.spec import RewardSpec
@@ -21,10 +21,12 @@ class Executor:
     Args:
         config: workers, concurrency and deadlines.
         specs: the rewards; where one is isolated, child processes begin to import it at once.
+        duty: what this thread does for async rewards while it waits for them.
     """
 
-    def __init__(self, config: RewardConfig, specs: Iterable[RewardSpec]) -> None:
+    def __init__(self, config: RewardConfig, specs: Iterable[RewardSpec], duty: Duty | None = None) -> None:
         self.config = config
+        self.duty = duty
         self.pool: WorkerPool | None = None
         if isolated := [spec for spec in specs if spec.isolated]:
             self.pool = shared_pool(sources_of(isolated), config.workers, config.worker_memory_mb)
@@ -41,11 +43,18 @@ class Executor:
                 outcomes[index] = call.run()
         limit_s = self.config.batch_deadline_s
         on_loop = [calls[index] for index in elsewhere[True]]
-        under_way = start_async(on_loop, self.config.concurrency, limit_s) if on_loop else None
+        # With a duty, this thread must not be busy elsewhere while async calls count on it.
+        under_way = self._begun(on_loop) if self.duty is None else None
         if elsewhere[False]:
             assert self.pool is not None
             found = self.pool.run([calls[index] for index in elsewhere[False]], limit_s)
             outcomes.update(zip(elsewhere[False], found, strict=True))
+        under_way = under_way or self._begun(on_loop)
         if under_way is not None:
             outcomes.update(zip(elsewhere[True], under_way.collect(), strict=True))
         return [outcomes[index] for index in range(len(calls))]
+
+    def _begun(self, calls: Sequence[Call]) -> AsyncBatch | None:
+        if not calls:
+            return None
+        return start_async(calls, self.config.concurrency, self.config.batch_deadline_s, self.duty)

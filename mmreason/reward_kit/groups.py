@@ -1,8 +1,8 @@
 """What rewards may ask about, and how groups and batches become whole across processes.
 
 What enters: rollouts of this process, and an `Exchange` with the other processes. What leaves: what a reward names
-(`NEEDS`, `GROUP_NEEDS`), complete groups with the completions that other processes sampled, and the batch as one table
-for shapers. No torch: the trainer brings the exchange.
+(`mmreason.reward_kit.needs`), and complete groups and batches with the completions that other processes sampled. No torch:
+the trainer brings the exchange.
 
 Shapes: n rollouts of this process, N of all processes, G of a group, R rewards.
 """
@@ -12,14 +12,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmreason.boxes import Boxes, Frame, parse_boxes
-from mmreason.records import Rollout
+from mmreason.records import Rollout, Turn
 from mmreason.reward_kit.outcome import Outcome
+from mmreason.reward_kit.spec import Per
+
+if TYPE_CHECKING:
+    from mmreason.judge.service import JudgeService
 
 T = TypeVar("T")
 #: A group: its number and the id of its row, so that batches that count groups anew are not mixed up.
@@ -80,6 +84,18 @@ class RolloutFacts:
     def num_tokens(self) -> int:
         return self.rollout.num_tokens
 
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        return self.rollout.turns
+
+    @property
+    def row_id(self) -> str:
+        return self.rollout.row.id
+
+    @property
+    def dataset(self) -> str:
+        return self.rollout.row.dataset
+
     @cached_property
     def box_frame(self) -> Frame:
         return Frame(self.rollout.box_frame)
@@ -91,6 +107,10 @@ class RolloutFacts:
     def ask(self, need: str) -> Any:
         """What a reward that names `need` receives."""
         return getattr(self, need)
+
+    def judged_by(self, judge: JudgeService) -> Any:
+        """What a reward that names `judge` receives."""
+        return judge.of(self.rollout.row)
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,11 @@ class Member:
     facts: RolloutFacts
     values: Mapping[str, float]
     correct: float
+
+    @property
+    def key(self) -> GroupKey:
+        """Its group."""
+        return key_of(self.facts.rollout)
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -148,6 +173,30 @@ class GroupFacts:
             return [None if np.isnan(member.correct) else bool(member.correct) for member in self.members]
         return [member.facts.ask(need) for member in self.members]
 
+    def judged_by(self, judge: JudgeService) -> Any:
+        """The judge of the row that all of them answer; the pictures of members from elsewhere may have stayed there."""
+        rows = [member.facts.rollout.row for member in self.members]
+        return judge.of(max(rows, key=lambda row: len(row.images)))
+
+
+class BatchFacts(GroupFacts):
+    """What batch rewards may ask about the N members of a batch: lists, but `progress`."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        super().__init__(members)
+        # Stable: within a group the order stays that of the texts.
+        self.members.sort(key=lambda member: member.key[::-1])
+
+    def ask(self, need: str) -> Any:
+        """What a batch reward that names `need` receives; its state is not known here."""
+        if need == "group":
+            numbers: dict[GroupKey, int] = {}
+            return [numbers.setdefault(member.key, len(numbers)) for member in self.members]
+        return super().ask(need)
+
+    def judged_by(self, judge: JudgeService) -> Any:
+        return [member.facts.judged_by(judge) for member in self.members]
+
 
 def key_of(rollout: Rollout) -> GroupKey:
     """The group of a rollout."""
@@ -155,7 +204,7 @@ def key_of(rollout: Rollout) -> GroupKey:
 
 
 class Groups:
-    """The groups of a batch over all processes, and who scores each.
+    """The groups of a batch over all processes, and who scores each; the batch as a whole is for the first process.
 
     Args:
         rollouts: `[n]` of this process.
@@ -166,6 +215,7 @@ class Groups:
         self.exchange = exchange
         self.keys = [key_of(rollout) for rollout in rollouts]
         everyone = exchange.gather(self.keys)
+        self.num_processes = len(everyone)
         #: Group -> process that has its first member, which scores it.
         self.owner: dict[GroupKey, int] = {}
         self.is_split = False
@@ -180,41 +230,53 @@ class Groups:
         """`[n]` number of each rollout's group."""
         return np.array([self.number[key] for key in self.keys], dtype=np.int64)
 
-    def whole(self, members: Sequence[Member], with_images: bool) -> list[GroupFacts]:
-        """The complete groups that this process scores.
+    def whole(self, members: Sequence[Member], with_images: bool, per: Per = "group") -> list[GroupFacts]:
+        """The complete groups that this process scores, or the complete batch if this is the process that scores it.
 
         Args:
             members: `[n]`, in the order of the rollouts.
             with_images: send the rows' pictures along, for rewards that look at them.
+            per: `group` or `batch`.
         """
-        rank = self.exchange.rank
-        groups: dict[GroupKey, list[Member]] = {}
+        mine: list[Member] = []
         away: list[Member] = []
-        for member, key in zip(members, self.keys, strict=True):
-            if self.owner[key] == rank:
-                groups.setdefault(key, []).append(member)
+        for member in members:
+            if self._is_mine(member, per):
+                mine.append(member)
             else:
                 away.append(member if with_images else _without_images(member))
-        if self.is_split:
-            for others in self.exchange.gather(away):
-                for member in others:
-                    key = key_of(member.facts.rollout)
-                    if self.owner[key] == rank:
-                        groups[key].append(member)
+        if self._travels(per):
+            told = self.exchange.gather(away)
+            mine += [member for others in told for member in others if self._is_mine(member, per)]
+        if per == "batch":
+            return [BatchFacts(mine)] if mine else []
+        groups: dict[GroupKey, list[Member]] = {}
+        for member in mine:
+            groups.setdefault(member.key, []).append(member)
         return [GroupFacts(found) for found in groups.values()]
 
-    def home(self, outcomes: Mapping[tuple[int, int, int], Outcome]) -> dict[tuple[int, int], Outcome]:
+    def _is_mine(self, member: Member, per: Per) -> bool:
+        return self.exchange.rank == (0 if per == "batch" else self.owner[member.key])
+
+    def _travels(self, per: Per) -> bool:
+        """Whether what belongs together lies on several processes."""
+        return self.num_processes > 1 if per == "batch" else self.is_split
+
+    def home(
+        self, outcomes: Mapping[tuple[int, int, int], Outcome], per: Per = "group"
+    ) -> dict[tuple[int, int], Outcome]:
         """Send outcomes to where their rollouts were sampled.
 
         Args:
             outcomes: `(rank, row, column)` -> outcome, worked out here.
+            per: `group` or `batch`, as given to `whole`.
 
         Returns:
             `(row, column)` -> outcome, of this process's rollouts.
         """
         rank = self.exchange.rank
         mine = {(row, column): outcome for (home, row, column), outcome in outcomes.items() if home == rank}
-        if self.is_split:
+        if self._travels(per):
             away = {place: outcome for place, outcome in outcomes.items() if place[0] != rank}
             for others in self.exchange.gather(away):
                 mine |= {(row, column): outcome for (home, row, column), outcome in others.items() if home == rank}

@@ -13,7 +13,15 @@ from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
 from mmreason.registry import did_you_mean
 from mmreason.reward_kit.composition import Condition
-from mmreason.reward_kit.spec import REWARDS, SHAPERS, PluginOptions, RewardOptions, load_reward_files
+from mmreason.reward_kit.spec import (
+    REWARDS,
+    SHAPERS,
+    PluginOptions,
+    RewardOptions,
+    RewardSpec,
+    ShaperSpec,
+    load_reward_files,
+)
 
 OptionsT = TypeVar("OptionsT", bound=PluginOptions)
 
@@ -38,6 +46,14 @@ def validate_reward_config(config: RewardConfig) -> dict[str, RewardOptions]:
     if problems:
         raise ConfigError("\n".join(problems))
     return rewards
+
+
+def no_judge(name: str) -> str:
+    """What is wrong with a run in which a reward asks a judge and there is none."""
+    return (
+        f"reward.{name}: it asks a judge, and this run has none: judge=policy (the policy itself), judge=local "
+        "judge.model=FOLDER_OR_HUB_ID, or judge=endpoint judge.url=https://HOST/v1 judge.model=NAME"
+    )
 
 
 def shaper_options(config: RewardConfig) -> dict[str, PluginOptions]:
@@ -129,10 +145,16 @@ def _cross_problems(
                 f"reward.{name}: it is isolated, and a child process cannot import the script that is being run; "
                 "put it into a file of its own and name that in reward.files"
             )
+    for name, options in rewards.items():
+        for option, problem in _reference_problems(REWARDS.get(name), options, rewards):
+            yield f"reward.{name}.{option}: {problem}"
+    for name, chosen in shapers.items():
+        for option, problem in _reference_problems(SHAPERS.get(name), chosen, rewards):
+            yield f"reward.shapers.{name}.{option}: {problem}"
     if config.correct is not None:
         problem = _condition_problem(config.correct) or _not_in_run(config.correct, rewards)
-        if not problem and REWARDS.get(Condition.parse(config.correct).name).per == "group":
-            problem = "group rewards are told what is correct, so it cannot depend on one of them"
+        if not problem and REWARDS.get(Condition.parse(config.correct).name).per != "rollout":
+            problem = "group and batch rewards are told what is correct, so it cannot depend on one of them"
         if problem:
             yield f"reward.correct={config.correct!r}: {problem}"
         return
@@ -140,6 +162,28 @@ def _cross_problems(
     asking += [f"shapers.{name}" for name in shapers if "correct" in SHAPERS.get(name).needs]
     for name in asking:
         yield f"reward.{name}: it needs to know what is correct: set reward.correct, e.g. reward.correct='exact > 0.5'"
+
+
+def _reference_problems(
+    spec: RewardSpec | ShaperSpec, options: PluginOptions, rewards: Mapping[str, RewardOptions]
+) -> Iterator[tuple[str, str]]:
+    """Options that name another reward which is not there, or is none of the kind that is asked for."""
+    for option, mark in spec.references.items():
+        named = getattr(options, option)
+        if named not in rewards:
+            asked = f"{named!r} is no reward in this run." if named else "name a reward of this run."
+            yield option, asked + _in_run(named, rewards)
+            continue
+        other = REWARDS.get(named)
+        # Shapers come after all rewards; group and batch rewards are told those of single rollouts only.
+        if isinstance(spec, RewardSpec) and other.per != "rollout":
+            yield option, f"'{named}' compares completions; name a reward of single completions"
+        low, high = mark.within or other.range
+        if not low <= other.range[0] <= other.range[1] <= high:
+            yield (
+                option,
+                f"'{named}' lies in {other.range[0]:g}..{other.range[1]:g}; a reward within {low:g}..{high:g} is needed",
+            )
 
 
 def _condition_problem(text: str) -> str:
@@ -154,7 +198,12 @@ def _not_in_run(condition: str, rewards: Mapping[str, RewardOptions]) -> str:
     name = Condition.parse(condition).name
     if name in rewards:
         return ""
+    return f"no reward '{name}' in this run.{_in_run(name, rewards)}"
+
+
+def _in_run(name: str, rewards: Mapping[str, RewardOptions]) -> str:
+    example = name if name in REWARDS else "NAME"
     return (
-        f"no reward '{name}' in this run.{did_you_mean(name, list(rewards))} In the run: {', '.join(rewards)}. "
-        f"A reward of weight 0 is computed and not trained on: reward.{name}.weight=0"
+        f"{did_you_mean(name, list(rewards))} In the run: {', '.join(rewards)}. "
+        f"A reward of weight 0 is computed and not trained on: reward.{example}.weight=0"
     )

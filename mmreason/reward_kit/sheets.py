@@ -146,13 +146,17 @@ class Notebook:
     @cached_property
     def sheets(self) -> list[Sheet]:
         """The questions that the reward judges: the author's own, and those whose values change with the target."""
-        sheets = [self._sheet(example) for example in given_examples(self.bench.spec.function)]
+        given = given_examples(self.bench.spec.function)
+        sheets = [self._sheet(example) for example in given]
+        # One that asks for another form of completion judges a built-in question only if it tells these answers apart.
+        own_form = any(example.whole_text for example in given)
         for example in built_in_examples():
             said = [as_completion(example, text) for text in (*example.right, *example.wrong, *example.fair)] + [""]
             blind = self.bench.score([Case(example, text, blind=True) for text in said])
             sighted = self.bench.score([Case(example, text) for text in said])
             self.num_scored += 2 * len(said)
             judges = [score.value for score in blind] != [score.value for score in sighted]
+            judges = judges and not (own_form and len({score.value for score in sighted}) == 1)
             for text, score in zip(said, sighted, strict=True):
                 self._note(Case(example, text), score, self.failed if judges else self.failed_elsewhere)
             if judges:
@@ -161,7 +165,7 @@ class Notebook:
 
     def _sheet(self, example: Example) -> Sheet:
         groups = (example.right, example.wrong, example.fair)
-        if self.bench.borrows:
+        if self.bench.borrows and not example.whole_text:
             right, wrong, fair = of_one_length(groups)
         else:
             right, wrong, fair = ([as_completion(example, text) for text in texts] for texts in groups)

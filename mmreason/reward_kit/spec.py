@@ -1,4 +1,4 @@
-"""What a reward is: the decorators `@reward`, `@group_reward` and `@shaper`, and the registries that they fill.
+"""What a reward is: `@reward`, `@group_reward`, `@batch_reward` and `@shaper`, and the registries that they fill.
 
 What enters: functions that name what they need, in the package, in a user's file or in a plug-in package. What
 leaves: a `RewardSpec` or `ShaperSpec` each. No torch. The section `reward` of a run is checked against them in
@@ -11,8 +11,9 @@ leaves: a `RewardSpec` or `ShaperSpec` each. No torch. The section `reward` of a
         '''1 for an empty completion, falling to 0 at `max_chars` characters.'''
         return max(0.0, 1.0 - len(completion) / max_chars)
 
-A `@group_reward` gets every argument as a list over the completions of one prompt and returns a list; a `@shaper` gets
-the values of the whole batch as a matrix and returns one. Both see what all processes sampled.
+A `@group_reward` gets every argument as a list over the completions of one prompt and returns a list, a `@batch_reward`
+over those of the whole batch; a `@shaper` gets the values of the whole batch as a matrix and returns one. All of them see
+what all processes sampled.
 
 Shapes: G completions of a group, N rollouts of a batch over all processes, R rewards.
 """
@@ -39,39 +40,7 @@ from mmreason.config.schema import PositiveFloat, RewardConfig
 from mmreason.errors import ConfigError, MMReasonError, PluginError
 from mmreason.registry import Registry, did_you_mean
 from mmreason.reward_kit.composition import Condition, check_schedule
-
-#: What a reward may name as a parameter, and what it then receives.
-NEEDS: Mapping[str, str] = {
-    "rollout": "Rollout: everything about the completion",
-    "completion": "str: all text the model wrote",
-    "answer": "str | None: content of the last complete answer block outside the thinking",
-    "target": "Mapping[str, Any]: what is right, see Row.target",
-    "geometry": "tuple[ImageGeometry, ...]: how the model sees each image",
-    "box_frame": "Frame: the frame in which the model writes boxes",
-    "boxes": "Boxes: boxes in the answer, in box_frame; empty if there are none",
-    "columns": "Mapping[str, Any]: the row's other columns",
-    "num_tokens": "int: number of sampled tokens",
-    "progress": "float: share of the training that is done, 0..1",
-}
-#: What a group reward may name: the same, each (but `progress`) as a list over the group's G completions, and more.
-GROUP_NEEDS: Mapping[str, str] = {
-    **{name: text if name == "progress" else f"list of G × {text}" for name, text in NEEDS.items()},
-    "rewards": "Mapping[str, list[float | None]]: values of every reward of single rollouts in the run",
-    "correct": "list[bool | None]: whether reward.correct holds; None where its reward does not apply",
-}
-#: What a shaper may name; N rollouts are those of the whole batch, over all processes.
-SHAPER_NEEDS: Mapping[str, str] = {
-    "values": "float64 array [N, R]: the reward matrix, NaN = does not apply; a copy, to change and return",
-    "names": "tuple[str, ...]: the reward of each of the R columns",
-    "group": "int array [N]: number of each rollout's group, from 0",
-    "num_tokens": "int array [N]: number of sampled tokens",
-    "correct": "float64 array [N]: 1 where reward.correct holds, 0 where not, NaN where it cannot be told",
-    "completion": "list of N × str: all text the model wrote",
-    "answer": "list of N × (str | None): content of the last complete answer block",
-    "target": "list of N × Mapping[str, Any]: what is right, see Row.target",
-    "columns": "list of N × Mapping[str, Any]: the rows' other columns",
-    "progress": "float: share of the training that is done, 0..1",
-}
+from mmreason.reward_kit.needs import NEEDS_PER, SHAPER_NEEDS
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
 #: Prefix of the module names under which users' reward files are imported.
@@ -88,8 +57,9 @@ _SCHEDULE = Annotated[
 _DEADLINE = Annotated[PositiveFloat | None, Field(description="seconds for one call; null = reward.deadline_s")]
 
 #: What a spec scores at once.
-Per: TypeAlias = Literal["rollout", "group"]
+Per: TypeAlias = Literal["rollout", "group", "batch"]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+MarkT = TypeVar("MarkT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +73,30 @@ class RewardResult:
 
     value: float | None
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardInRun:
+    """Marks an option that names another reward of the run: `Annotated[str, RewardInRun()]`.
+
+    That the reward is there, scores single rollouts and lies in the range is checked with the rest of the config.
+
+    Attributes:
+        within: range that the reward must declare, or a part of it; `None` = any.
+    """
+
+    within: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MustBeSet:
+    """Marks an option whose default stands for nothing, so that a run must set it: `Annotated[str, MustBeSet("FOLDER")]`.
+
+    Attributes:
+        example: a value, for the refusal of a run that leaves it out.
+    """
+
+    example: str
 
 
 class PluginOptions(BaseModel):
@@ -169,12 +163,34 @@ class _Spec:
         """Its own options, without `weight` and the others that all rewards have."""
         return tuple(name for name in self.options_model.model_fields if name not in COMMON_OPTIONS)
 
+    @property
+    def references(self) -> dict[str, RewardInRun]:
+        """Its options that name other rewards of the run."""
+        return self._marked(RewardInRun)
+
+    @property
+    def must_be_set(self) -> dict[str, MustBeSet]:
+        """Its options without which it cannot be used."""
+        return self._marked(MustBeSet)
+
+    def _marked(self, kind: type[MarkT]) -> dict[str, MarkT]:
+        """Options whose type is annotated with a mark of this kind."""
+        marked = {name: field.metadata for name, field in self.options_model.model_fields.items()}
+        return {name: mark for name, marks in marked.items() for mark in marks if isinstance(mark, kind)}
+
     def __repr__(self) -> str:
         kind = type(self).__name__.removesuffix("Spec").lower()
         return f"{kind} in {self.function.__module__}:{self.function.__code__.co_firstlineno}"
 
     def options(self, given: Mapping[str, Any]) -> Any:
         """Check options; raises `ConfigError` naming each wrong one as `reward.<name>.<option>`."""
+        missing = [
+            f"{self._section}.{self.name}.{name}: needs a value: {self._section}.{self.name}.{name}={mark.example}."
+            for name, mark in self.must_be_set.items()
+            if name not in given
+        ]
+        if missing:
+            raise ConfigError("\n".join(missing))
         try:
             return self.options_model.model_validate(dict(given))
         except ValidationError as error:
@@ -196,11 +212,11 @@ class RewardSpec(_Spec):
     Attributes:
         name: `iou` for a built-in or a reward in a user's file, `package/name` for a plug-in package.
         function: the function as its author wrote it.
-        needs: which of `NEEDS` (or `GROUP_NEEDS`) it takes.
+        needs: which of `NEEDS` (or `GROUP_NEEDS`, `BATCH_NEEDS`) it takes.
         options_model: pydantic model of the `RewardOptions` and its own options.
         source: the paper or page of its formula; may be empty.
         range: `(lowest, highest)` value it may return; either may be infinite.
-        per: what one call scores: a `rollout`, or a `group` of all completions of a prompt.
+        per: what one call scores: a `rollout`, a `group` of all completions of a prompt, or a `batch` of all there are.
         isolated: it runs in a child process that is killed at the deadline.
         deadline_s: seconds that its author allows one call; `None` = `reward.deadline_s` of the run.
     """
@@ -304,6 +320,31 @@ def group_reward(
     return _registering("group_reward", "group", name, range, source, isolated, deadline_s)
 
 
+def batch_reward(
+    name: str | None = None,
+    range: tuple[float, float] = (0.0, 1.0),
+    source: str = "",
+    *,
+    isolated: bool = False,
+    deadline_s: float | None = None,
+) -> Callable[[FunctionT], FunctionT]:
+    """Register a function that scores all completions of a batch together: balances, comparisons of prompts.
+
+        @batch_reward(range=(0.0, 1.0))
+        def rarer(answer: list[str | None]) -> list[float]:
+            '''Share of the batch with another answer.'''
+            return [1.0 - answer.count(own) / len(answer) for own in answer]
+
+    As `group_reward`, over the N completions that all processes sampled in a step: one call on one process, sorted by
+    row, group and text. It may also name `group`, `dataset` and `state` (`BATCH_NEEDS`): a dictionary that it may change,
+    and that it finds as it left it in the next batch, also in a run that is continued from a checkpoint. In an
+    evaluation the batch is all held-out rows. One failure is a failure of all N values, and leaves the state as it was.
+
+    Args and errors: as for `reward`; an isolated or async one can keep no state.
+    """
+    return _registering("batch_reward", "batch", name, range, source, isolated, deadline_s)
+
+
 def _registering(
     decorator: str,
     per: Per,
@@ -395,7 +436,11 @@ def build_spec(
         raise PluginError(f"{where}: range must be two numbers (lowest, highest), not {value_range!r}") from None
     if not low < high:
         raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest), lowest first")
-    needs, parameters = _split_parameters(function, where, NEEDS if per == "rollout" else GROUP_NEEDS)
+    needs, parameters = _split_parameters(function, where, NEEDS_PER[per])
+    if "state" in needs and (isolated or is_async):
+        raise PluginError(f"{where}: only a plain function that runs in the training process can keep a state")
+    if "judge" in needs and not is_async:
+        raise PluginError(f"{where}: a judge is waited for: write async def, and `await judge.ask(...)` in it")
     base = DeadlineOptions if isolated or is_async else RewardOptions
     model = _options_model(full_name, function, parameters, where, base)
     return RewardSpec(full_name, function, needs, model, source, (low, high), per, isolated, deadline_s)
@@ -454,7 +499,8 @@ def _split_parameters(
         if name in known:
             needs.append(name)
         elif parameter.default is parameter.empty:
-            only = " Only a @group_reward is told it." if name in GROUP_NEEDS and name not in known else ""
+            teller = next((scope for scope in ("group", "batch") if name in NEEDS_PER[scope]), None)
+            only = f" Only a @{teller}_reward is told it." if teller else ""
             raise PluginError(
                 f"{where}: nothing is called '{name}'.{only or did_you_mean(name, list(known))} It may need "
                 f"{', '.join(known)}; an option of its own must have a default."
@@ -513,6 +559,8 @@ def _is_simple(annotation: Any) -> bool:
         return all(isinstance(choice, (str, int, bool, type(None))) for choice in get_args(annotation))
     if origin is Union or origin is types.UnionType:
         return all(part is type(None) or _is_simple(part) for part in get_args(annotation))
+    if origin is dict:
+        return get_args(annotation)[0] is str and _is_simple(get_args(annotation)[1])
     if origin is tuple:
         return all(part is Ellipsis or _is_simple(part) for part in get_args(annotation))
     return annotation in (float, int, bool, str)

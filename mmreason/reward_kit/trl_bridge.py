@@ -18,6 +18,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,19 @@ from PIL import Image
 from mmreason.boxes import Frame
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError
+from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import ImageGeometry, Message, Rollout, Row
-from mmreason.reward_kit.spec import COMMON_OPTIONS, REWARDS, Per, RewardResult, group_reward, load_reward_files, reward
-from mmreason.scoring import RewardRunner, ScoreTable
+from mmreason.reward_kit.spec import (
+    COMMON_OPTIONS,
+    REWARDS,
+    Per,
+    RewardResult,
+    batch_reward,
+    group_reward,
+    load_reward_files,
+    reward,
+)
+from mmreason.scoring import Exchange, RewardRunner, ScoreTable
 from mmreason.text import extract_answer
 
 if TYPE_CHECKING:
@@ -43,6 +54,9 @@ _NO_COLUMNS = frozenset(
 _PICTURES = ("images", "image")
 #: Without a policy nothing tells patch and merge size; only rewards that count image tokens use them.
 _PATCH_SIZE, _MERGE_SIZE = 14, 2
+
+
+_DECORATORS: Mapping[Per, Callable[..., Any]] = {"rollout": reward, "group": group_reward, "batch": batch_reward}
 
 
 # ---------------------------------------------------------------------- theirs as ours
@@ -70,8 +84,8 @@ def from_trl(
         name: registered name; default is the function's.
         range: `(lowest, highest)` value it can return; a value outside counts as a failure. Default: any.
         source: the paper or page of its formula.
-        per: what one call gets: one `rollout`, or a `group`: all completions of a prompt, for functions that
-            compare them. TRL itself promises the whole group only on a single process.
+        per: what one call gets: one `rollout`, a `group` (all completions of a prompt) or a `batch` (all that all
+            processes sampled), for functions that compare them. TRL itself promises that only on a single process.
         columns: column that the function reads -> entry of our target or columns, e.g. `{"solution": "answer"}`.
         conversational: completions as `[{"role": "assistant", "content": text}]`; false: as text, prompts too.
         isolated, deadline_s: as for `reward`.
@@ -90,8 +104,7 @@ def from_trl(
         wrapper = _wrapper(function, per, renamed, conversational)
         wrapper.__module__, wrapper.__name__, wrapper.__qualname__ = home, own_name, own_name
         wrapper.__doc__ = inspect.getdoc(function)
-        decorator = reward if per == "rollout" else group_reward
-        decorator(own_name, range, source, isolated=isolated, deadline_s=deadline_s)(wrapper)
+        _DECORATORS[per](own_name, range, source, isolated=isolated, deadline_s=deadline_s)(wrapper)
         return function
 
     return register
@@ -138,7 +151,7 @@ def _trl_arguments(
     step = max(0, rollouts[0].step - 1)
     # Before the first step nobody knows how many there will be; their ratio is the progress in any case.
     state = SimpleNamespace(global_step=step, max_steps=round(step / progress) if progress > 0 else sys.maxsize)
-    prompts: list[Any] = [[dict(message) for message in rollout.row.messages] for rollout in rollouts]
+    prompts: list[Any] = [with_boxes_written(r.row.messages, r.geometry, r.box_frame) for r in rollouts]
     completions: list[Any] = [[{"role": "assistant", "content": rollout.text}] for rollout in rollouts]
     if not conversational:
         prompts = ["\n".join(map(_text_of, messages)) for messages in prompts]
@@ -155,7 +168,7 @@ def _trl_arguments(
 
 
 def _ours(returned: Any, per: Per, metrics: Mapping[str, float]) -> Any:
-    if per == "group":
+    if per != "rollout":
         return returned
     if not isinstance(returned, (list, tuple)) or len(returned) != 1:
         raise ValueError(f"a TRL reward function returns a list with one reward a completion, not {returned!r:.200}")
@@ -193,7 +206,8 @@ def as_trl(
         box_frame: the frame of the model's boxes (`mmreason.boxes.Frame`); without a policy not `resized_px`.
         target: key of the target -> column of the dataset, e.g. `{"answer": "solution"}`. Default: the column
             `target`, a mapping (entries that are null are left out: Arrow adds them).
-        group_size: completions of a prompt (`num_generations`), for group rewards; each process must hold whole groups.
+        group_size: completions of a prompt (`num_generations`), for group and batch rewards; each process must hold
+            whole groups. A batch reward is told what all processes hold; what it notes is in none of TRL's checkpoints.
         settings: more of a section `reward`: files, `correct`, deadlines, rewards that this one is told the values of.
         options: the reward's own. Weights belong into `GRPOConfig.reward_weights`.
 
@@ -217,8 +231,10 @@ def as_trl(
             raise ConfigError(
                 f"as_trl('{name}'): boxes in resized_px depend on the model's image sizes: give policy=..."
             )
-    if spec.per == "group" and group_size is None:
+    if spec.per != "rollout" and group_size is None:
         raise ConfigError(f"as_trl('{name}'): it scores groups: give group_size=num_generations")
+    if "turns" in spec.needs:
+        raise ConfigError(f"as_trl('{name}'): it judges tool calls, and TRL does not tell reward functions of them")
     runner = RewardRunner(RewardConfig.model_validate({**(settings or {}), name: options}))
     needs = {need for needed in runner.needs.values() for need in needed}
     reader = _Reader(policy, box_frame, target, group_size or 1, "target" in needs)
@@ -227,7 +243,11 @@ def as_trl(
         rollouts = reader.rollouts(prompts, completions, columns)
         state = columns.get("trainer_state")
         progress = state.global_step / state.max_steps if state is not None and state.max_steps > 0 else 0.0
-        table = runner.score(rollouts, progress)
+        exchange = None
+        if spec.per == "batch":
+            exchange = _all_processes()
+            rollouts = _numbered_apart(rollouts, exchange)
+        table = runner.score(rollouts, progress, exchange)
         if "log_metric" in columns:
             _log(table, columns["log_metric"])
         return table.as_lists()[name]
@@ -235,6 +255,20 @@ def as_trl(
     score.__name__ = score.__qualname__ = name
     score.__doc__ = inspect.getdoc(spec.function)
     return score
+
+
+def _all_processes() -> Exchange:
+    """The exchange between TRL's processes; only here is torch needed."""
+    from mmreason.train.gathering import AllProcesses
+
+    return AllProcesses()
+
+
+def _numbered_apart(rollouts: list[Rollout], exchange: Exchange) -> list[Rollout]:
+    """Each process counts its groups from 0: number those of all of them, by rank."""
+    counts = exchange.gather(len({rollout.group for rollout in rollouts}))
+    first = sum(counts[: exchange.rank])
+    return [replace(rollout, group=first + rollout.group) for rollout in rollouts]
 
 
 def _log(table: ScoreTable, log_metric: Callable[[str, float], None]) -> None:

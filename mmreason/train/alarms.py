@@ -1,7 +1,7 @@
 """Says early that a run teaches nothing, and why that is likely: a pure book-keeper over the logged metrics.
 
 What enters: the metrics of each step and, if at hand, a few of its rollouts. What leaves: messages, each once
-until its cause has gone. No torch, no output, no clock.
+until its cause has gone. No torch, no output, no clock: the run page tells the same metrics to a book of its own.
 
 The most useful one concerns boxes: a grounding reward that stays at zero nearly always means that boxes are
 read in another frame than the model writes. So the sampled boxes are read in every frame and compared with
@@ -17,9 +17,14 @@ from dataclasses import dataclass
 from mmreason.boxes import Boxes, Frame, parse_boxes
 from mmreason.errors import BoxError
 from mmreason.records import Rollout
+from mmreason.train.trends import ScoreWatch
 
+#: Metrics that say how many answers are right; a run logs them or not.
+CORRECTNESS = ("correct", "eval/accuracy")
 #: A reward whose mean stays within this of zero counts as zero: a box may graze the truth by accident.
 ZERO = 5e-3
+#: Share of groups without spread that is reported when it lasts.
+MAX_WITHOUT_SPREAD = 0.9
 #: Share of completions cut at the length limit that raises an alarm.
 MAX_TRUNCATED = 0.5
 #: Completions quoted in a message.
@@ -42,8 +47,28 @@ class Condition:
     steps: int = 1
 
 
+@dataclass(slots=True)
+class Alarm:
+    """One thing that was reported.
+
+    Attributes:
+        key: which condition, in a few words.
+        step: when it was reported.
+        text: the message.
+        until: step at which its cause had gone; `None` while it stands.
+    """
+
+    key: str
+    step: int
+    text: str
+    until: int | None = None
+
+
 class AlarmBook:
     """Watches the metrics of one run.
+
+    Besides what one step tells, it watches whether a score rises while fewer answers are right
+    (`mmreason.train.trends`), where the run logs one of `CORRECTNESS`.
 
     Args:
         reward_names: reward parts that are trained on; `rewards/<name>` is watched.
@@ -60,9 +85,15 @@ class AlarmBook:
         self.zero_steps = zero_steps
         self.run_dir = run_dir
         self._lasting: dict[str, int] = {}
-        self._raised: set[str] = set()
+        self._standing: dict[str, Alarm] = {}
+        self._failing: set[str] = set()
+        self._watches = tuple(ScoreWatch(correct, self.reward_names) for correct in CORRECTNESS)
 
     def observe(self, step: int, metrics: Mapping[str, float], samples: Samples = ()) -> list[str]:
+        """Take the metrics of one step; returns new messages, see `alarms`."""
+        return [alarm.text for alarm in self.alarms(step, metrics, samples)]
+
+    def alarms(self, step: int, metrics: Mapping[str, float], samples: Samples = ()) -> list[Alarm]:
         """Take the metrics of one step.
 
         Args:
@@ -71,20 +102,21 @@ class AlarmBook:
             samples: rollouts of the step, to quote and to diagnose from.
 
         Returns:
-            New messages, in order of weight; one that still stands is not repeated.
+            New alarms, in order of weight; one that still stands is not repeated. `until` is filled in later.
         """
-        messages = []
+        raised = []
         for condition in self._conditions(step, metrics, samples):
             key = condition.key
             if not condition.text:
                 self._lasting.pop(key, None)
-                self._raised.discard(key)
+                if gone := self._standing.pop(key, None):
+                    gone.until = step
                 continue
             self._lasting[key] = self._lasting.get(key, 0) + 1
-            if self._lasting[key] >= condition.steps and key not in self._raised:
-                self._raised.add(key)
-                messages.append(condition.text)
-        return messages
+            if self._lasting[key] >= condition.steps and key not in self._standing:
+                self._standing[key] = Alarm(key, step, condition.text)
+                raised.append(self._standing[key])
+        return raised
 
     def _conditions(self, step: int, metrics: Mapping[str, float], samples: Samples) -> Iterator[Condition]:
         """Every condition that these metrics tell of, present or gone."""
@@ -94,25 +126,12 @@ class AlarmBook:
             "from before, with a lower trainer.learning_rate or trainer.max_grad_norm."
         )
         yield Condition("non-finite", text if bad else "")
-        failures = {name: value for name, value in metrics.items() if name.startswith("reward_failures")}
-        failed = {name: value for name, value in failures.items() if value > 0}
-        text = (
-            f"step {step}: reward calls fail ({_listed(failed)}). A failed call counts as 'does not apply', "
-            "never as 0; summary.json and the end of the run say which error."
-        )
-        if failures:
-            yield Condition("reward failures", text if failed else "")
+        yield from self._failure_conditions(step, metrics)
+        yield from self._score_conditions(step, metrics)
         for name in self.reward_names:
             if f"rewards/{name}" in metrics:
                 yield from self._reward_conditions(step, name, metrics[f"rewards/{name}"], samples)
-        text = (
-            f"step {step}: all completions of every group earn the same reward, so nothing is learned. Raise "
-            "rollout.temperature or rollout.group_size, or choose easier rows (if all earn 0) or harder ones "
-            "(if all earn 1)."
-        )
-        share = metrics.get("zero_variance_groups")
-        if share is not None:
-            yield Condition("no spread", text if share >= 1.0 else "", steps=min(2, self.zero_steps))
+        yield from self._spread_conditions(step, metrics)
         truncated = metrics.get("truncated")
         if truncated is not None:
             text = (
@@ -120,6 +139,60 @@ class AlarmBook:
                 "rollout.max_new_tokens, or ask for shorter thinking in model.instruction."
             )
             yield Condition("truncated", text if truncated > MAX_TRUNCATED else "")
+
+    def _failure_conditions(self, step: int, metrics: Mapping[str, float]) -> Iterator[Condition]:
+        """One condition a failing reward, so that a second one is reported while the first still fails."""
+        if not any(name.startswith("reward_failures") for name in metrics):
+            return
+        found: dict[str, dict[str, float]] = {}
+        for name, value in metrics.items():
+            if name.startswith("reward_failures/") and value > 0:
+                reward, _, kind = name.removeprefix("reward_failures/").partition("/")
+                found.setdefault(reward, {})[kind] = value
+        if metrics.get("reward_failures", 0.0) > 0 and not found:
+            found["?"] = {"": metrics["reward_failures"]}
+        for reward in sorted(self._failing - set(found)):
+            yield Condition(f"reward calls fail: {reward}", "")
+        self._failing = set(found)
+        for reward, kinds in found.items():
+            # A count without kind is the sum of the others.
+            told = {kind: count for kind, count in kinds.items() if kind} or {"calls": kinds[""]}
+            text = (
+                f"step {step}: calls of reward '{reward}' fail ({_listed(told)}). A failed call counts as 'does not "
+                "apply', never as 0; summary.json and the end of the run say which error."
+            )
+            yield Condition(f"reward calls fail: {reward}", text)
+
+    def _score_conditions(self, step: int, metrics: Mapping[str, float]) -> Iterator[Condition]:
+        """A score that rises while fewer answers are right."""
+        for watch in self._watches:
+            found = watch.observe(metrics)
+            text = (
+                f"step {step}: score up, accuracy down: {found}. The policy earns reward without being right. Read "
+                f"the best-paid wrong completions (mmreason report {self.run_dir}), try the rewards that rise with "
+                "`mmreason reward check NAME`, or let them count only where the answer is right: "
+                "reward.NAME.gate='accuracy > 0', with your reward of correctness."
+            )
+            if watch.correct in metrics:
+                yield Condition(f"score up, {watch.correct} down", text if found else "")
+
+    def _spread_conditions(self, step: int, metrics: Mapping[str, float]) -> Iterator[Condition]:
+        """Groups whose completions all earn the same."""
+        share = metrics.get("zero_variance_groups")
+        if share is None:
+            return
+        advice = (
+            "Raise rollout.temperature or rollout.group_size, or choose easier rows (if all earn 0) or harder ones "
+            "(if all earn 1)."
+        )
+        text = f"step {step}: all completions of every group earn the same reward, so nothing is learned. {advice}"
+        yield Condition("no spread", text if share >= 1.0 else "", steps=min(2, self.zero_steps))
+        text = (
+            f"step {step}: in {share:.0%} of the groups all completions earn the same reward, for {self.zero_steps} "
+            f"steps: nearly nothing is learned. {advice}"
+        )
+        little = share >= MAX_WITHOUT_SPREAD and "no spread" not in self._standing
+        yield Condition("little spread", text if little else "", self.zero_steps)
 
     def _reward_conditions(self, step: int, name: str, value: float, samples: Samples) -> Iterator[Condition]:
         text = (
@@ -201,9 +274,9 @@ def frame_overlaps(parsed: Sequence[tuple[Rollout, Boxes]]) -> dict[str, float]:
 
 
 def _is_bad(name: str, value: float) -> bool:
-    """A NaN is a fault, except where it says 'applied to nothing': rewards and held-out scores."""
+    """A NaN is a fault, except where it says 'applied to nothing': rewards, correctness and held-out scores."""
     if math.isnan(value):
-        return not name.startswith(("rewards/", "eval/"))
+        return not name.startswith(("rewards/", "eval/")) and name not in CORRECTNESS
     return math.isinf(value)
 
 

@@ -27,6 +27,8 @@ from mmreason.errors import ResumeError
 from mmreason.run_records import RunFolder, to_plain, write_atomically
 
 MANIFEST = "manifest.json"
+#: What else a run remembers, see `SealedCheckpoints.extra_state`; only where there is something.
+EXTRA_STATE = "run_state.json"
 _FORMAT = 1
 _HASH_BLOCK_BYTES = 1 << 22
 
@@ -268,6 +270,20 @@ def load_weights(model: Any, folder: Path) -> None:
         )
 
 
+def read_extra_state(folder: Path) -> dict[str, Any]:
+    """The `extra_state` of a checkpoint; empty if it has none. Raises `ResumeError` if it cannot be read."""
+    path = folder / EXTRA_STATE
+    if not path.is_file():
+        return {}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResumeError(f"{path} is damaged: {error}") from error
+    if not isinstance(state, dict):
+        raise ResumeError(f"{path} is no JSON object")
+    return state
+
+
 class SealedCheckpoints:
     """Mixin for a transformers `Trainer`: checkpoints are sealed, published in one rename, loaded strictly.
 
@@ -283,6 +299,10 @@ class SealedCheckpoints:
     keep_checkpoints: int
     identity: Mapping[str, Any]
     _staging: Path | None = None
+
+    def extra_state(self) -> Mapping[str, Any]:
+        """What the run remembers beside weights, optimizer and random states, as JSON can hold it; of the main process."""
+        return {}
 
     def _get_output_dir(self, trial: Any) -> str:
         """Why: a checkpoint is written aside, so that no half of one ever has a checkpoint's name."""
@@ -305,6 +325,8 @@ class SealedCheckpoints:
         if trainer.is_world_process_zero():
             # A pickle of the arguments that nothing reads; the manifest holds the configuration.
             (staging / name / "training_args.bin").unlink(missing_ok=True)
+            if extra := {name: state for name, state in self.extra_state().items() if state}:
+                write_atomically(staging / name / EXTRA_STATE, json.dumps(extra).encode())
             digest = None if self._engine_shards_weights else weights_digest(trainer.model)
             seal(staging / name, trainer.state.global_step, digest, self.identity)
             publish(staging / name, self.folder.path / name)

@@ -10,9 +10,9 @@ Legend of shapes: N completions of a step on one process, R rewards.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,13 @@ from trl import GRPOConfig
 from mmreason.boxes import parse_boxes
 from mmreason.config.schema import RunConfig
 from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
+from mmreason.judge.service import JudgeService
+from mmreason.labelled_boxes import says_nothing_is_there
+from mmreason.objectives.settings import OWN_LOSSES
 from mmreason.policy.policy import Policy
 from mmreason.prompt_once.support import enable
 from mmreason.records import Rollout
+from mmreason.reward_kit.composition import Condition
 from mmreason.run_records import RolloutWriter, RunFolder
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.train.callbacks import Listener, SignalWatch, StageClock, StepCallback, gpu_synchronize, process_state
@@ -37,10 +41,12 @@ from mmreason.train.checkpoints import (
     SealedCheckpoints,
     problem_with,
     random_states_kept,
+    read_extra_state,
 )
 from mmreason.train.gathering import AllProcesses
+from mmreason.train.objective_hooks import StepFacts
+from mmreason.train.refill import RefilledBatches, SampledBatch
 from mmreason.train.rows import TrainingRows
-from mmreason.train.shared_prompts import SharedPrompts
 
 _CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
 #: Metrics that TRL measures itself: our name -> TRL's.
@@ -87,8 +93,9 @@ def grpo_arguments(
         generation_kwargs={"suppress_tokens": policy.banned_token_ids},
         shuffle_dataset=False,  # positions; the row source has its own seeded order
         # objective
-        loss_type=objective.loss_type,
-        beta=objective.beta,
+        # Losses of our own replace TRL's; trpa asks for the reference model, which TRL loads for beta > 0.
+        loss_type="grpo" if objective.loss_type in OWN_LOSSES else objective.loss_type,
+        beta=objective.trpa.beta if objective.loss_type == "trpa" else objective.beta,
         epsilon=objective.epsilon,
         epsilon_high=objective.epsilon_high,
         delta=objective.delta,
@@ -133,20 +140,7 @@ class RewardColumn:
         raise NotImplementedError("rewards are scored together in MMReasonGRPOTrainer._calculate_rewards")
 
 
-@dataclass
-class _Batch:
-    """One generation batch of this process while it is being made."""
-
-    rollouts: list[Rollout] = field(default_factory=list)
-    values: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))  # [N over all processes, R]
-    total: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # [N over all processes]
-    #: This process's failed reward calls, by reward.
-    failures: Counter[str] = field(default_factory=Counter)
-    #: `reward/part` -> mean over this process's rollouts that have it.
-    parts: dict[str, float] = field(default_factory=dict)
-
-
-class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
+class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
     """TRL's GRPO with our rows, rewards, records and checkpoints.
 
     Args:
@@ -160,6 +154,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
             `eval/<name>`.
         watch: signals that end the run at the next cycle boundary.
         listeners: told the metrics of every step.
+        judge: for rewards that ask one.
     """
 
     def __init__(
@@ -173,6 +168,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         evaluate: Callable[[], dict[str, float]] | None = None,
         watch: SignalWatch | None = None,
         listeners: Sequence[Listener] = (),
+        judge: JudgeService | None = None,
     ) -> None:
         self.policy = policy
         self.sharing = policy.sharing
@@ -182,17 +178,21 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         self.folder = folder.create()
         self.keep_checkpoints = config.trainer.keep_checkpoints
         self.identity = identity if identity is not None else config.model_dump(mode="json")
-        self.rewards = RewardRunner(config.reward)
+        self.judge = judge
+        self.rewards = RewardRunner(config.reward, judge)
         self.writer = RolloutWriter(folder)
         self.clock = StageClock(gpu_synchronize())
         self._evaluate_held_out = evaluate
-        self._batch = _Batch()
+        self.sampled = SampledBatch()
         self._sampled: dict[str, float] = {}
         self._losses: list[torch.Tensor] = []
-        self._boundary: RandomStates | None = None
-        if config.objective.beta > 0 and config.model.lora.rank == 0 and not policy.model.config._name_or_path:
+        self.set_up_objective()
+        self.check_refill(process_state().num_processes)
+        self._boundary: tuple[RandomStates, dict[str, Any]] | None = None
+        needs_reference = config.objective.beta > 0 or config.objective.loss_type == "trpa"
+        if needs_reference and config.model.lora.rank == 0 and not policy.model.config._name_or_path:
             raise ModelError(
-                "objective.beta > 0 needs a reference model, which is loaded a second time, and this model "
+                "objective.beta > 0, or loss_type=trpa, needs a reference model, which is loaded a second time, and this model "
                 "is in memory only. Save it to a folder and give that as model."
             )
         num_prompts = config.rollout.prompts_per_step * -(-config.trainer.steps // config.objective.num_iterations)
@@ -228,6 +228,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
                 the checkpoint kept.
         """
         try:
+            if checkpoint is not None:
+                self._load_extra_state(read_extra_state(checkpoint))
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (RewardFailure, TrainingDiverged, DataError, ImageError) as error:
             raise type(error)(f"{error}\n{self._save_after_failure()}") from error
@@ -256,13 +258,17 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Why: rows are drawn and images decoded here, once a prompt, however often it is repeated."""
-        self._boundary = RandomStates.capture()
-        self._batch = _Batch()
+        self._boundary = RandomStates.capture(), self.rewards.state_dict()
         with self.clock.stage("preprocess"):
-            if self.sharing is not None:
-                self.begin_batch([self.rows.prepared(item["position"]) for item in inputs])
-            output: dict[str, Any] = super()._generate_and_score_completions([self._example(item) for item in inputs])
+            output = self.complete_objective(self.filled_batch(inputs))
             self._record(output["advantages"])
+        return output
+
+    def sampled_round(self, inputs: list[dict[str, Any]], *, first: bool) -> dict[str, Any]:
+        self.sampled = SampledBatch()
+        if self.sharing is not None:
+            self.begin_batch([self.rows.prepared(item["position"]) for item in inputs], new=first)
+        output: dict[str, Any] = super()._generate_and_score_completions([self._example(item) for item in inputs])
         return output
 
     def _example(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -309,19 +315,18 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         with self.clock.stage("reward"):
             for example, ids in zip(inputs, completion_ids_list, strict=True):
                 prepared = self.rows.prepared(example["position"])
-                self._batch.rollouts.append(
+                self.sampled.rollouts.append(
                     self.policy.rollout(
                         prepared.row, example["position"], ids, prepared.geometry, self.state.global_step + 1
                     )
                 )
             table = self._score()
-            for (name, _), count in table.failures.items():
-                self._batch.failures[name] += count
-            self._batch.parts = dict(table.part_means)
+            self.sampled.failures += table.failures
+            self.sampled.parts = dict(table.part_means)
             local = np.concatenate([table.values, table.terms, table.total[:, None]], axis=1)
             told = self.accelerator.gather(torch.tensor(local, dtype=torch.float32, device=self.accelerator.device))
             count = len(table.names)
-            self._batch.values, self._batch.total = told[:, :count], told[:, -1]
+            self.sampled.values, self.sampled.total = told[:, :count], told[:, -1]
             # TRL weighs and adds what it gets; gates, schedules and shapers are in the terms already.
             terms: torch.Tensor = told[:, count : 2 * count]
             return terms
@@ -329,12 +334,29 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
     def _score(self) -> ScoreTable:
         """Score this process's rollouts together with the others'; a failure on any process stops all of them."""
         progress = self.state.global_step / max(1, self.state.max_steps)
-        return self.rewards.score(self._batch.rollouts, progress, AllProcesses())
+        return self.rewards.score(self.sampled.rollouts, progress, AllProcesses())
+
+    def step_facts(self) -> StepFacts:
+        batch = self.sampled
+        columns = batch.values.double().cpu().numpy()
+        values = {name: columns[:, k] for k, name in enumerate(self.reward_func_names)}
+        is_correct = np.full(len(columns), np.nan)
+        if self.correct is not None:
+            is_correct = self.correct.holds(values[self.correct.name])
+        return StepFacts(
+            positions=[rollout.group for rollout in batch.rollouts],
+            datasets=[rollout.row.dataset for rollout in batch.rollouts],
+            num_tokens=[rollout.num_tokens for rollout in batch.rollouts],
+            answered=[rollout.answer is not None for rollout in batch.rollouts],
+            values=values,
+            total=batch.total.double().cpu().numpy(),
+            correct=is_correct,
+        )
 
     @property
     def last_rollouts(self) -> Sequence[Rollout]:
         """This process's rollouts of the newest generation batch."""
-        return self._batch.rollouts
+        return self.sampled.rollouts
 
     # ------------------------------------------------------------------ records
 
@@ -342,25 +364,32 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         """Write the rollouts and keep the batch's numbers for `log`.
 
         Args:
-            advantages: `[N]` of this process, in the order of `self._batch.rollouts`.
+            advantages: `[N]` of this process, in the order of `self.sampled.rollouts`.
         """
-        batch, config = self._batch, self.run_config
+        batch, config = self.sampled, self.run_config
         total = batch.total
         facts = torch.tensor([_facts(rollout) for rollout in batch.rollouts], device=total.device)
         length, truncated, unparsed = self.accelerator.gather(facts).mean(dim=0).tolist()
         groups = total.view(-1, config.rollout.group_size)
-        equal = ((groups - groups[:, :1]).abs() <= 1e-6) | groups.isnan() | groups[:, :1].isnan()
+        highest, lowest = groups.nan_to_num(-math.inf).amax(dim=1), groups.nan_to_num(math.inf).amin(dim=1)
+        failed: Counter[str] = Counter()
+        for (name, _), count in batch.failures.items():
+            failed[name] += count
         self._sampled = {
             "reward": _mean(total),
             **{f"rewards/{name}": _mean(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)},
             **{f"rewards/{name}": mean for name, mean in batch.parts.items()},
             "reward_std": float(total[total.isfinite()].std(correction=0)) if total.isfinite().any() else float("nan"),
-            "zero_variance_groups": float(equal.all(dim=1).float().mean()),
+            **_correct_share(config, dict(zip(self.reward_func_names, batch.values.unbind(1), strict=True)), batch),
+            "zero_variance_groups": float((highest - lowest <= 1e-6).float().mean()),
             "completion_length": length,
             "truncated": truncated,
             "parse_failures": unparsed,
             "reward_failures": float(batch.failures.total()),
-            **{f"reward_failures/{name}": float(count) for name, count in batch.failures.items()},
+            **{f"reward_failures/{name}": float(count) for name, count in failed.items()},
+            **{f"reward_failures/{name}/{kind}": float(count) for (name, kind), count in batch.failures.items()},
+            **self._judge_counts(),
+            **self.refill_metrics,
         }
         if config.trainer.save_rollouts:
             rollouts = gather_object(batch.rollouts)
@@ -368,6 +397,13 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
             if self.accelerator.is_main_process:
                 columns = {name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)}
                 self.writer.write(self.state.global_step + 1, rollouts, columns, _or_none(total), _or_none(everyone))
+
+    def _judge_counts(self) -> dict[str, float]:
+        """What the judge did since the last step, over all processes; empty without one."""
+        if self.judge is None:
+            return {}
+        told = gather_object([self.judge.new_counts()])
+        return {name: sum(counts[name] for counts in told) for name in told[0]}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Why: metrics under our names in place of TRL's, also for the trackers in `report_to`."""
@@ -377,6 +413,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
             metrics = dict(self._sampled)
             metrics |= {ours: float(np.mean(found[theirs])) for ours, theirs in _FROM_TRL.items() if found.get(theirs)}
             metrics |= self.sharing_metrics
+            clipped = found.get("clip_ratio/high_mean") or [float("nan")]
+            metrics |= self.end_objective_step(metrics.get("reward", float("nan")), float(np.mean(clipped)))
             metrics |= {"step_seconds": sum(seconds.values())}
             metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
             metrics |= self._evaluation()
@@ -403,6 +441,15 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
 
     # ------------------------------------------------------------------ checkpoints
 
+    def extra_state(self) -> Mapping[str, Any]:
+        rewards = self.rewards.state_dict() if self.rewards.keeps_state else {}
+        return {"rewards": rewards, "objective": self.objective_state()}
+
+    def _load_extra_state(self, state: Mapping[str, Any]) -> None:
+        if self.rewards.keeps_state:
+            self.rewards.load_state_dict(state.get("rewards", {}))
+        self.load_objective_state(state.get("objective", {}))
+
     def _save_after_failure(self) -> str:
         """Save if the run can be continued exactly from here; returns a sentence about it."""
         step = self.state.global_step
@@ -414,7 +461,10 @@ class MMReasonGRPOTrainer(SealedCheckpoints, SharedPrompts):
         sound = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
         if not on_boundary or not sound or self._boundary is None or self.accelerator.num_processes > 1:
             return f"Last checkpoint: {kept[-1]}" if kept else "No checkpoint: no step had been finished."
-        self._boundary.restore()
+        # What was drawn and noted of the step that failed is not part of the checkpoint before it.
+        random_states, reward_states = self._boundary
+        random_states.restore()
+        self.rewards.load_state_dict(reward_states)
         self._save_checkpoint(self.model, None)
         return f"Checkpoint saved: {folder}. Continue with resume=auto once the cause is removed."
 
@@ -435,11 +485,36 @@ def _drop_empty_pixels(model: Any, args: Any, kwargs: dict[str, Any]) -> tuple[A
 
 
 def _facts(rollout: Rollout) -> tuple[float, float, float]:
-    """Length, truncated, parse failure (no answer; for box targets, no box in it) of one rollout."""
+    """Length, truncated, parse failure (no answer; for box targets, no box in it and no `[]`) of one rollout."""
     unparsed = rollout.answer is None
     if not unparsed and "boxes" in rollout.row.target:
-        unparsed = len(parse_boxes(rollout.answer or "", rollout.box_frame)) == 0
+        nothing = says_nothing_is_there(rollout.answer)
+        unparsed = not nothing and len(parse_boxes(rollout.answer or "", rollout.box_frame)) == 0
     return float(rollout.num_tokens), float(rollout.stop_reason == "length"), float(unparsed)
+
+
+def _correct_share(config: RunConfig, values: Mapping[str, torch.Tensor], batch: SampledBatch) -> dict[str, float]:
+    """`{"correct": share}` of the completions that `reward.correct` holds for; without it, that pass the metric which
+    held-out rows are judged by. Empty if that is none of the run's rewards.
+
+    Args:
+        config: the run.
+        values: reward -> `[N over all processes]`.
+        batch: its rollouts tell which metric rows of a file are judged by.
+    """
+    if config.reward.correct is not None:
+        condition = Condition.parse(config.reward.correct)
+    elif config.data.path is None:
+        from mmreason.data.base import TASKS
+
+        task = TASKS.get(config.task.name)
+        condition = Condition(task.metric, ">", task.correct_at)
+    else:
+        boxes = any("boxes" in rollout.row.target for rollout in batch.rollouts)
+        condition = Condition("iou" if boxes else "exact", ">", 0.5)
+    if condition.name not in values:
+        return {}
+    return {"correct": _mean(torch.from_numpy(condition.holds(values[condition.name].double().cpu().numpy())))}
 
 
 def _mean(values: torch.Tensor) -> float:

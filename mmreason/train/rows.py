@@ -10,17 +10,23 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from mmreason.data.transforms import mask_patches
 from mmreason.errors import DataError, ImageError, MMReasonError
 from mmreason.records import Row
 
 if TYPE_CHECKING:
+    from mmreason.config.schema import AugmentConfig
     from mmreason.data.base import Task, TaskOptions
     from mmreason.images import ImageLoader
     from mmreason.policy.policy import Policy, Prepared
+
+#: First number of the seeds of augmentation: apart from the random streams of orders and tasks.
+_AUGMENT_STREAM = 0x617567
 
 #: Bad rows in a row after which the data is called unusable.
 MAX_BAD_ROWS_IN_A_ROW = 100
@@ -79,6 +85,8 @@ class TrainingRows:
             row instead.
         cache_size: prepared prompts held; the completions of a group, and its processes, ask for the same
             one.
+        augment: random changes of the pictures.
+        seed: of those changes.
 
     Attributes:
         skipped: row id -> (kind, reason), for rows left out so far.
@@ -91,12 +99,16 @@ class TrainingRows:
         loader: ImageLoader | None = None,
         on_bad_row: Literal["skip", "raise"] = "raise",
         cache_size: int = 64,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.source = source
         self.policy = policy
         self.loader = loader
         self.on_bad_row = on_bad_row
         self.cache_size = cache_size
+        self.augment = augment if augment is not None and augment.active() else None
+        self.seed = seed
         self.skipped: dict[str, tuple[str, str]] = {}
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
 
@@ -116,16 +128,40 @@ class TrainingRows:
             self._cache.popitem(last=False)
         return item
 
+    def masked(self, position: int, probability: float, patch_px: int, seed: Sequence[int]) -> Prepared:
+        """The prompt at a position with masked images: same text, same sizes.
+
+        Args:
+            position: of the prompt.
+            probability: of each cell of the grid on the original image to be blackened.
+            patch_px: side of a cell in original pixels.
+            seed: of the mask.
+        """
+        item = self.prepared(position)
+        rng = np.random.default_rng(list(seed))
+        pictures = self.policy.open_images(item.row, self.loader)
+        masked = [mask_patches(picture, probability, patch_px, rng) for picture in pictures]
+        return replace(item, images=[self.policy.prepare_image(picture)[0] for picture in masked])
+
     def _first_good(self, position: int) -> Prepared:
         last: MMReasonError | None = None
         for offset in range(MAX_BAD_ROWS_IN_A_ROW):
             row = self.source.row(position + offset)
             try:
-                return self.policy.prepare(row, self.loader)
+                return self.policy.prepare(self._augmented(row, position + offset), self.loader)
             except (ImageError, DataError) as error:
                 self._refuse_or_count(row, error)
                 last = error
         raise DataError(f"{MAX_BAD_ROWS_IN_A_ROW} rows in a row cannot be used; the last: {last}")
+
+    def _augmented(self, row: Row, position: int) -> Row:
+        """The row with changed pictures; a matter of seed and position alone, so that a continued run sees the same."""
+        if self.augment is None:
+            return row
+        from mmreason.data.transforms import augment_row
+
+        rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, position])
+        return augment_row(row, self.policy.open_images(row, self.loader), self.augment, rng)
 
     def usable(self, rows: Sequence[Row]) -> list[Row]:
         """Those of `rows` whose images can be read; the others are counted, or raise, as in training."""

@@ -27,6 +27,8 @@ import torch
 
 from mmreason.config.schema import RunConfig
 from mmreason.evaluate import EvalResult, evaluate, held_out_rows
+from mmreason.judge.build import build_judge
+from mmreason.judge.service import JudgeService
 from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row
 from mmreason.run_records import RunFolder, read_metrics, to_plain, write_atomically
@@ -71,13 +73,14 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     policy = Policy.load(config.model, seed=config.seed)
     policy.share_prompts(config.policy)
     rows, skipped = training_rows(config, policy, file)
+    judge = build_judge(config.judge, policy, rows.loader)
     if process_state().is_main_process:
         folder.write_config(plain)
-    held_out = HeldOut.of(config, policy, rows, file)
+    held_out = HeldOut.of(config, policy, rows, file, judge)
     with SignalWatch() as watch:
         before = held_out.before(folder)
         _stop_if_asked(watch, folder, saved=False)
-        trainer = train(config, policy, rows, folder, identity, checkpoint, held_out, watch)
+        trainer = train(config, policy, rows, folder, identity, checkpoint, held_out, watch, judge)
         after = held_out.scores()
     summary = {
         "command": "train",
@@ -110,6 +113,7 @@ def train(
     checkpoint: Path | None,
     held_out: HeldOut,
     watch: SignalWatch,
+    judge: JudgeService | None = None,
 ) -> MMReasonGRPOTrainer:
     """The GRPO loop with live table and alarms; raises `Interrupted` once a signal's checkpoint is saved."""
     live = LiveTable(config.trainer.steps, _reward_names(config))
@@ -129,6 +133,7 @@ def train(
         evaluate=held_out.means if held_out.rows else None,
         watch=watch,
         listeners=[watcher],
+        judge=judge,
     )
     watcher.samples = lambda: trainer.last_rollouts
     if checkpoint is not None and trainer.is_world_process_zero():
@@ -178,7 +183,8 @@ def training_rows(
     if file is None:
         from mmreason.data.base import build_task
 
-        return TrainingRows(TaskRows(build_task(config.task, config.seed)), policy, cache_size=cache_size), {}
+        task_rows = TaskRows(build_task(config.task, config.seed))
+        return TrainingRows(task_rows, policy, cache_size=cache_size, augment=config.augment, seed=config.seed), {}
     from mmreason.data.readers import image_loader, split_rows
 
     if file.skipped:
@@ -186,7 +192,8 @@ def training_rows(
     train_rows, _ = split_rows(file.rows, config.data.eval_share, config.seed)
     source = FileRows(train_rows, config.seed)
     loader = image_loader(config.data)
-    return TrainingRows(source, policy, loader, config.data.on_bad_row, cache_size), file.skipped_by_kind
+    rows = TrainingRows(source, policy, loader, config.data.on_bad_row, cache_size, config.augment, config.seed)
+    return rows, file.skipped_by_kind
 
 
 def _data_file(config: RunConfig) -> RowFile | None:
@@ -205,13 +212,21 @@ class HeldOut:
     metric: str
     correct_at: float
     loader: Any
+    judge: JudgeService | None = None
 
     @classmethod
-    def of(cls, config: RunConfig, policy: Policy, training: TrainingRows, file: RowFile | None) -> HeldOut:
+    def of(
+        cls,
+        config: RunConfig,
+        policy: Policy,
+        training: TrainingRows,
+        file: RowFile | None,
+        judge: JudgeService | None = None,
+    ) -> HeldOut:
         rows, metric, correct_at, loader = held_out_rows(config, file)
         if loader is not None:
             rows = training.usable(rows)
-        return cls(config, policy, rows, metric, correct_at, loader)
+        return cls(config, policy, rows, metric, correct_at, loader, judge)
 
     def scores(self) -> EvalResult | None:
         """Scores of the policy as it is now; `None` if nothing is held out."""
@@ -226,6 +241,7 @@ class HeldOut:
             max_new_tokens=self.config.rollout.max_new_tokens,
             batch_size=self.config.trainer.eval_batch_size,
             loader=self.loader,
+            judge=self.judge,
         )
 
     def means(self) -> dict[str, float]:

@@ -27,6 +27,7 @@ from mmreason.data.base import Task, TaskOptions, build_task
 from mmreason.data.mixtures import parse_mixture_key
 from mmreason.errors import ConfigError, DataError, ResumeError
 from mmreason.evaluate import evaluate
+from mmreason.labelled_boxes import write_target_boxes
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Row
 from mmreason.run_records import RunFolder, to_plain
@@ -113,11 +114,7 @@ class RowsDataset(Dataset[Demonstration]):
         if row.columns.get("completion") is not None:
             return str(row.columns["completion"])
         if "boxes" in row.target:
-            from mmreason.boxes import Boxes, Frame, format_box
-
-            boxes = Boxes(np.asarray(row.target["boxes"], dtype=np.float64), Frame.original_px)
-            seen = boxes.to(self.policy.family.box_frame, prepared.geometry[0])
-            answer = ", ".join(format_box(box) for box in seen.xyxy)
+            answer = write_target_boxes(row.target, prepared.geometry, self.policy.family.box_frame)
         else:
             answer = str(row.target["answer"])
         return f"<think></think><answer>{answer}</answer>"
@@ -350,7 +347,7 @@ def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, d
             scored = evaluate(
                 policy,
                 rows,
-                RewardConfig(**{task.metric: {}, "format": {}}),
+                RewardConfig(**{task.metric: dict(task.metric_options), "format": dict(task.format_options)}),
                 metric=task.metric,
                 correct_at=task.correct_at,
                 max_new_tokens=config.rollout.max_new_tokens,

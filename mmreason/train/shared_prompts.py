@@ -40,15 +40,22 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
     sharing_metrics: dict[str, float]
     _buffered_inputs: list[dict[str, Any]] | None
 
-    def begin_batch(self, prepared: Sequence[Prepared]) -> None:
-        """Take the rows of the next generation batch; each distinct prompt and picture is processed once."""
-        # A tower that is not trained makes the same features in every pass, and in the reference model too.
-        kept: dict[str, Features] | None = {} if tower_is_frozen(self.policy.model) else None
-        self._store = PromptStore(self.policy, features=kept)
+    def begin_batch(self, prepared: Sequence[Prepared], *, new: bool = True) -> None:
+        """Take the rows of the next generation batch; each distinct prompt and picture is processed once.
+
+        Args:
+            prepared: the rows.
+            new: false = further rows of the same batch.
+        """
+        if new:
+            # A tower that is not trained makes the same features in every pass, and in the reference model too.
+            kept: dict[str, Features] | None = {} if tower_is_frozen(self.policy.model) else None
+            self._store = PromptStore(self.policy, features=kept)
+            # Decided by the first pass over the batch, for all of them: their log-probs are compared with each other.
+            self._packs: bool | None = None
+            self.sharing_metrics = {}
         self._prompt_of_row = self._store.add(prepared)
-        # Decided by the first pass over the batch, for all of them: their log-probs are compared with each other.
-        self._packs: bool | None = None
-        self.sharing_metrics = {
+        self.sharing_metrics |= {
             "prompt_once/prompts": float(len(self._store.prompts)),
             "prompt_once/pictures": float(self._store.processor_calls),
         }
@@ -108,11 +115,9 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             generation = self.sharing.generation(unwrapped, self._store, self._prompt_of_row)
             completions = generation.sample(sampling)
         work = generation.work
-        self.sharing_metrics |= {
-            "prompt_once/prefill_tokens": float(work.prefill_tokens),
-            "prompt_once/decode_tokens": float(work.decode_tokens),
-            "prompt_once/patches": float(work.patches),
-        }
+        for name in ("prefill_tokens", "decode_tokens", "patches"):
+            before = self.sharing_metrics.get(f"prompt_once/{name}", 0.0)
+            self.sharing_metrics[f"prompt_once/{name}"] = before + float(getattr(work, name))
         return completions, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:

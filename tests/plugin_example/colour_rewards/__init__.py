@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from mmreason.reward_kit.examples import Example, add_examples
 from mmreason.scoring import FloatArray, RewardResult, group_reward, reward, shaper
 
 
@@ -27,6 +28,29 @@ def colour_named(
     right = answer == target["colour"]
     value = 1.0 if right else near_miss if answer in colours else 0.0
     return RewardResult(value, {"is_colour": float(answer in colours)})
+
+
+# Its target is of a form of its own, so `mmreason reward check` must be told what is right and wrong.
+add_examples(
+    colour_named,
+    Example(
+        "a colour",
+        {"colour": "red"},
+        right=("red",),
+        wrong=("blue", "car"),
+        candidates=("red", "blue", "green"),
+        question="Which colour is the mug?",
+    ),
+    Example(
+        "another colour",
+        {"colour": "green"},
+        right=("green",),
+        wrong=("grass", "red, green"),
+        fair=("blue",),
+        candidates=("red", "blue", "green"),
+        question="Which colour is the grass?",
+    ),
+)
 
 
 @group_reward(range=(0.0, 1.0), isolated=True, deadline_s=5.0)

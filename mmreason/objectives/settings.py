@@ -1,0 +1,168 @@
+"""The check of a run's section `objective`: names, options, and what contradicts what.
+
+What enters: a `RunConfig`. What leaves: the active loss terms and advantage transforms with their options, or problems in words.
+No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mmreason.config.schema import ObjectiveConfig, RunConfig
+from mmreason.errors import ConfigError, MMReasonError
+from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec, LossTermSpec
+from mmreason.registry import did_you_mean
+
+#: Needs that cost a pass with masked images.
+MASKED_NEEDS = frozenset({"masked_log_probs", "masked_entropies"})
+#: Losses that are ours and not TRL's.
+OWN_LOSSES = frozenset({"trpa", "filtered_nll"})
+
+
+@dataclass(frozen=True)
+class ActiveTerm:
+    """A loss term with the options of this run."""
+
+    spec: LossTermSpec
+    options: Any
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The options that its function takes."""
+        return {name: getattr(self.options, name) for name in self.spec.option_names}
+
+
+@dataclass(frozen=True)
+class ActiveAdvantage:
+    """An advantage transform with the options of this run."""
+
+    spec: AdvantageSpec
+    options: Any
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """The options that its function takes."""
+        return {name: getattr(self.options, name) for name in self.spec.option_names}
+
+
+def active_terms(config: ObjectiveConfig) -> list[ActiveTerm]:
+    """The loss terms of a run, in the order of the config (`null` switches one off); raises `ConfigError` or `PluginError`."""
+    found = ((LOSS_TERMS.get(name), options) for name, options in config.terms.items() if options is not None)
+    return [ActiveTerm(spec, spec.options(options)) for spec, options in found]
+
+
+def active_advantages(config: ObjectiveConfig) -> list[ActiveAdvantage]:
+    """The advantage transforms of a run, in the order of the config; raises `ConfigError` or `PluginError`."""
+    found = ((ADVANTAGES.get(name), options) for name, options in config.advantages.items() if options is not None)
+    return [ActiveAdvantage(spec, spec.options(options)) for spec, options in found]
+
+
+def objective_problems(config: RunConfig) -> list[str]:
+    """Everything wrong with the section `objective` that its schema cannot see."""
+    problems: list[str] = []
+    terms: list[ActiveTerm] = []
+    transforms: list[ActiveAdvantage] = []
+    try:
+        terms = active_terms(config.objective)
+    except MMReasonError as error:
+        problems += str(error).splitlines()
+    try:
+        transforms = active_advantages(config.objective)
+    except MMReasonError as error:
+        problems += str(error).splitlines()
+    problems += [problem for term in terms for problem in _term_problems(config, term)]
+    problems += [problem for one in transforms for problem in _advantage_problems(config, one)]
+    if config.objective.loss_type == "trpa":
+        problems += _trpa_problems(config)
+    if config.objective.loss_type in OWN_LOSSES:
+        problems += _ignored_by_own_loss(config.objective)
+    problems += _refill_problems(config)
+    if config.objective.beta_schedule != "constant" and config.objective.beta == 0:
+        problems.append(
+            f"objective.beta_schedule={config.objective.beta_schedule} changes nothing while objective.beta=0: "
+            "give a beta, or leave the schedule out"
+        )
+    return problems
+
+
+def check_objective(config: RunConfig) -> None:
+    """Raise `ConfigError` with everything that `objective_problems` finds."""
+    if problems := objective_problems(config):
+        raise ConfigError("\n".join(problems))
+
+
+def _term_problems(config: RunConfig, term: ActiveTerm) -> list[str]:
+    where = f"objective.terms.{term.spec.name}"
+    problems = []
+    if "reference_log_probs" in term.spec.needs and config.objective.beta == 0:
+        problems.append(f"{where} compares with the reference model, which is loaded for objective.beta > 0 only")
+    if {"correct", "correct_mean"} & set(term.spec.needs) and config.reward.correct is None:
+        problems.append(f"{where} must know what is correct: set reward.correct, such as reward.correct='exact > 0.5'")
+    return problems
+
+
+def _advantage_problems(config: RunConfig, transform: ActiveAdvantage) -> list[str]:
+    where = f"objective.advantages.{transform.spec.name}"
+    problems = []
+    if "correct" in transform.spec.needs and config.reward.correct is None:
+        problems.append(f"{where} must know what is correct: set reward.correct, such as reward.correct='exact > 0.5'")
+    named = transform.own.get("reward")
+    active = list(config.reward.active())
+    if "values" in transform.spec.needs and isinstance(named, str) and named not in active:
+        problems.append(
+            f"{where}.reward={named}: no reward '{named}' in this run.{did_you_mean(named, active)} "
+            f"In the run: {', '.join(active)}"
+        )
+    return problems
+
+
+def _refill_problems(config: RunConfig) -> list[str]:
+    rollout = config.rollout
+    problems = []
+    if rollout.refill_by == "correct" and rollout.refill_rounds == 0:
+        problems.append("rollout.refill_by=correct changes nothing while rollout.refill_rounds=0")
+    if rollout.refill_rounds and rollout.refill_by == "correct" and config.reward.correct is None:
+        problems.append("rollout.refill_by=correct: set reward.correct, such as reward.correct='exact > 0.5'")
+    if rollout.refill_rounds and config.objective.scale_rewards == "batch":
+        problems.append(
+            "objective.scale_rewards=batch would divide the groups of each refill round by another number: use group or none"
+        )
+    if rollout.refill_rounds and config.policy.prompt_once == "off":
+        problems.append("rollout.refill_rounds needs shared prompts: leave policy.prompt_once=off out")
+    return problems
+
+
+def _trpa_problems(config: RunConfig) -> list[str]:
+    problems = []
+    if config.reward.correct is None:
+        problems.append("objective.loss_type=trpa ranks by correctness: set reward.correct, such as 'exact > 0.5'")
+    if config.objective.trpa.format_reward not in config.reward.active():
+        problems.append(
+            f"objective.trpa.format_reward={config.objective.trpa.format_reward}: no such reward in this run. "
+            f"In the run: {', '.join(config.reward.active())}"
+        )
+    micro, size = config.trainer.micro_batch_size, config.rollout.group_size
+    if micro is not None and micro % size:
+        problems.append(
+            f"objective.loss_type=trpa compares completions within whole groups, and trainer.micro_batch_size={micro} "
+            f"cuts groups of rollout.group_size={size}: use a multiple of {size}"
+        )
+    if micro is not None and config.policy.prompt_once == "off":
+        problems.append(
+            "objective.loss_type=trpa needs whole groups in each micro-batch, and policy.prompt_once=off scatters them: "
+            "leave trainer.micro_batch_size out, or share prompts"
+        )
+    return problems
+
+
+def _ignored_by_own_loss(objective: ObjectiveConfig) -> list[str]:
+    """Options of TRL's losses that the chosen one does not read."""
+    defaults = ObjectiveConfig()
+    read_by_trl = ("beta", "epsilon_high", "delta", "importance_sampling", "top_entropy_quantile")
+    changed = [name for name in read_by_trl if getattr(objective, name) != getattr(defaults, name)]
+    if not changed:
+        return []
+    told = ", ".join(f"objective.{name}={getattr(objective, name)}" for name in changed)
+    return [f"objective.loss_type={objective.loss_type} does not read {told}: leave that out"]

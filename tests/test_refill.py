@@ -1,0 +1,167 @@
+"""Dynamic sampling: groups that teach nothing are replaced, in real training steps on real tiny models."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_prompt_once_trainer import FORCE, Rows, metrics_of, shared_trainer
+from transformers import set_seed
+
+from mmreason.errors import ConfigError
+from mmreason.objectives.settings import check_objective
+from mmreason.run_records import read_rollouts
+from mmreason.train.checkpoints import find_checkpoint
+from mmreason.train.grpo import MMReasonGRPOTrainer
+from mmreason.train.refill import FIRST_REFILL_POSITION, joined_outputs
+
+#: Completions of prompts with an odd number, or of any, are all worth the same.
+REWARDS = '''
+from mmreason.scoring import reward
+
+@reward()
+def even_only(rollout) -> float:
+    """Letters that differ, for every other prompt."""
+    if int(rollout.row.id.split("/")[1]) % 2:
+        return 0.5
+    return sum(map(ord, rollout.text)) % 97 / 96
+
+@reward()
+def same(completion) -> float:
+    """Always 1."""
+    return 1.0
+'''
+
+
+@pytest.fixture(scope="session")
+def parity_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("rewards") / "parity.py"
+    path.write_text(REWARDS)
+    return str(path)
+
+
+@pytest.fixture
+def make(make_config: Callable[..., Any], parity_file: str, vowels_file: str) -> Callable[..., MMReasonGRPOTrainer]:
+    def trainer(name: str = "run", reward: str = "even_only", rounds: int = 3, **sections: Any) -> MMReasonGRPOTrainer:
+        rollout = {"prompts_per_step": 4, "refill_rounds": rounds, **sections.pop("rollout", {})}
+        rewards = {"files": (parity_file, vowels_file), "vowels": {"weight": 0.0}, reward: {}}
+        config = make_config(name=name, policy=FORCE, rollout=rollout, reward=rewards, **sections)
+        return shared_trainer(config, rows=Rows(1, 2))
+
+    return trainer
+
+
+def test_groups_without_spread_are_replaced(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    trainer = make(objective={"terms": {"perception_kl": {"coefficient": 0.1}}})
+    set_seed(0)
+    trainer.fit()
+    for line in metrics_of(trainer):
+        assert line["zero_variance_groups"] == 0.0
+        assert line["refill/rounds"] >= 1
+        assert line["refill/missing_groups"] == 0
+        assert line["refill/sampled_groups"] > 4
+    written = list(read_rollouts(trainer.folder.rollouts))
+    assert len(written) == 2 * 4 * 4
+    groups = {(line["step"], line["group"]) for line in written}
+    assert any(group >= FIRST_REFILL_POSITION for _, group in groups)
+    assert all(group % 2 == 0 for _, group in groups)
+    by_group: dict[Any, list[dict[str, Any]]] = {}
+    for line in written:
+        by_group.setdefault((line["step"], line["group"]), []).append(line)
+    for lines in by_group.values():
+        assert len(lines) == 4
+        assert sum(line["advantage"] for line in lines) == pytest.approx(0, abs=1e-4)
+        best = max(lines, key=lambda line: line["reward"])
+        assert best["advantage"] == max(line["advantage"] for line in lines) > 0
+
+
+def test_rounds_are_bounded_and_the_batch_keeps_its_size(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    trainer = make(reward="same", rounds=2)
+    trainer.fit()
+    for line in metrics_of(trainer):
+        assert (line["refill/rounds"], line["refill/sampled_groups"], line["refill/missing_groups"]) == (2, 12, 4)
+        assert line["loss"] == 0.0
+    assert len(list(read_rollouts(trainer.folder.rollouts))) == 2 * 4 * 4
+
+
+def test_replaced_groups_are_scored_over_their_own_prompts(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    """Log-probs of the joined batch equal those of a fresh pass over each row's own prompt."""
+    trainer = make()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    torch.manual_seed(1)
+    batch = trainer._generate_and_score_completions([{"position": p} for p in range(4) for _ in range(4)])
+    with torch.no_grad():
+        told, _ = trainer._log_probs(trainer.model, batch)
+    prepared = [trainer.rows.prepared(rollout.group) for rollout in trainer.last_rollouts]
+    for row in (0, 5, 15):
+        ids = list(trainer.last_rollouts[row].token_ids)
+        inputs = trainer.policy.batch([prepared[row]])
+        length = inputs["input_ids"].shape[1]
+        tokens = torch.cat([inputs["input_ids"], torch.tensor([ids])], dim=1)
+        types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, len(ids), dtype=torch.long)], dim=1)
+        with torch.no_grad():
+            logits = trainer.policy.model(
+                input_ids=tokens,
+                attention_mask=torch.ones_like(tokens),
+                mm_token_type_ids=types,
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+            ).logits
+        expected = logits[0, length - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids).unsqueeze(1))[:, 0]
+        assert torch.allclose(told[row, : len(ids)], expected, atol=1e-4)
+
+
+def test_a_continued_run_draws_the_same_prompts(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    whole = make("whole", trainer={"steps": 3, "save_every_steps": 1})
+    set_seed(0)
+    whole.fit()
+    again = make("again", trainer={"steps": 3, "save_every_steps": 1})
+    set_seed(0)
+    again.fit()
+    for step in (2, 3):
+        shutil.rmtree(again.folder.path / f"checkpoint-{step}")
+    resumed = make("again", trainer={"steps": 3, "save_every_steps": 1})
+    resumed.folder.truncate_after(1)
+    resumed.fit(find_checkpoint("auto", resumed.folder))
+    ignored = ("step_seconds", "seconds/")
+    for one, other in zip(metrics_of(whole), metrics_of(resumed), strict=True):
+        assert {k: v for k, v in one.items() if not k.startswith(ignored)} == {
+            k: v for k, v in other.items() if not k.startswith(ignored)
+        }
+
+
+def test_joining_pads_prompts_left_and_completions_right() -> None:
+    outputs = [
+        {
+            "prompt_ids": torch.tensor([[1, 2]]),
+            "completion_ids": torch.tensor([[3]]),
+            "advantages": torch.tensor([0.5]),
+        },
+        {
+            "prompt_ids": torch.tensor([[4]]),
+            "completion_ids": torch.tensor([[5, 6]]),
+            "advantages": torch.tensor([1.0]),
+        },
+    ]
+    joined = joined_outputs(outputs, 9)
+    assert joined["prompt_ids"].tolist() == [[1, 2], [9, 4]]
+    assert joined["completion_ids"].tolist() == [[3, 9], [5, 6]]
+    assert joined["advantages"].tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rollout": {"refill_by": "correct"}}, "changes nothing"),
+        ({"rollout": {"refill_rounds": 2, "refill_by": "correct"}}, r"set reward\.correct"),
+        ({"rollout": {"refill_rounds": 2}, "policy": {"prompt_once": "off"}}, "needs shared prompts"),
+        ({"rollout": {"refill_rounds": 2}, "objective": {"scale_rewards": "batch"}}, "another number"),
+    ],
+)
+def test_contradictions_are_refused(sections: dict[str, Any], message: str, make_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_objective(make_config(name="run", **sections))
