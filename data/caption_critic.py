@@ -10,9 +10,9 @@ nowhere else, a place never becomes one that another group is said to be in, num
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -133,12 +133,14 @@ class Error:
 class CaptionCritic(Task[CaptionCriticOptions]):
     """Find the one phrase of a caption that is wrong.
 
-    Score: exact match, give or take words around it. Styles: `direct`, `look` (list what is there, go through the caption's
+    Score: exact match of the phrase. Styles: `direct`, `look` (list what is there, go through the caption's
     claims up to the wrong one, then answer).
     """
 
     styles: ClassVar[tuple[str, ...]] = ("direct", "look")
     metric: ClassVar[str] = "caption_critic"
+    # A guess from the words alone is right in 29 % of the rows at difficulty 1, 17 % at 2 and 3; 44 % with words around it.
+    metric_options: ClassVar[Mapping[str, Any]] = {"strict": True}
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:

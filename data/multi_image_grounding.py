@@ -233,6 +233,12 @@ class MultiImageGrounding(Task[MultiImageOptions]):
 
     Score: IoU of the box in the right image; a row is correct when it is above 0.5. The right box in a wrong image is worth 0.
     Styles: `direct`, `look` (list the objects of each image, say what they share, answer).
+
+    What the dial does, measured over 200 rows; tokens are those of the embedded model, the 95 % quantile of `look`:
+
+        difficulty                              0     1     2     3
+        an object named at random is right   .352  .258  .213  .133    (4 images: .171  .126  .103  .064)
+        tokens of a look                       85   111   122   155    (4 images:  128   165   185   262)
     """
 
     styles: ClassVar[tuple[str, ...]] = ("direct", "look")

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from mmreason.config.schema import DataConfig
 from mmreason.data.row_forms import RawRow, RowProblem, interpret
@@ -102,7 +102,7 @@ def read_rows(config: DataConfig, *, full_check: bool = False) -> RowFile:
         DataError: no such file, no usable row, or, with `on_bad_row=raise`, the first bad row.
         ImageError: the image root is not a folder.
     """
-    path = _existing_file(config)
+    path = existing_file(config)
     loader = image_loader(config)
     rows: list[Row] = []
     skipped: list[SkippedRow] = []
@@ -124,12 +124,20 @@ def read_rows(config: DataConfig, *, full_check: bool = False) -> RowFile:
 
 def image_loader(config: DataConfig) -> ImageLoader:
     """The loader that opens the images of this data file, now and while training."""
-    root = Path(config.image_root) if config.image_root is not None else _existing_file(config).parent
+    root = Path(config.image_root) if config.image_root is not None else existing_file(config).parent
     return ImageLoader(root, max_pixels=config.max_image_pixels, max_bytes=config.max_image_bytes)
 
 
-def split_rows(rows: Sequence[Row], eval_share: float, seed: int) -> tuple[list[Row], list[Row]]:
-    """Divide rows into training and held-out ones, in file order, by a hash of seed and id.
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+NamedT = TypeVar("NamedT", bound=_Named)
+
+
+def split_rows(rows: Sequence[NamedT], eval_share: float, seed: int) -> tuple[list[NamedT], list[NamedT]]:
+    """Divide rows (or anything with an `id`) into training and held-out ones, in file order, by a hash of seed and id.
 
     A row's side does not change when others are added or reordered (except for the one row that is moved
     so that, with a share above 0 and two rows or more, neither side is empty).
@@ -156,10 +164,33 @@ def _hash_share(row_id: str, seed: int) -> float:
 
 def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
     """Every row of the file with its outcome; bad rows never stop it. `inspect` runs once per image file."""
-    path = _existing_file(config)
+    path = existing_file(config)
     loader = image_loader(config)
-    known: dict[str, tuple[int, int] | ImageError] = {}
+    size_of = once_each(inspect)
     seen: dict[str, int] = {}
+
+    for line, value in json_values(path):
+        try:
+            if isinstance(value, RowProblem):
+                raise value
+            raw = interpret(value)
+            row_id = raw.id if raw.id is not None else f"{path.name}:{line}"
+            if row_id in seen:
+                raise RowProblem("duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique")
+            row, sizes = placed_row(raw, row_id, path.stem, loader, size_of)
+        except RowProblem as problem:
+            yield ScannedRow(line, None, SkippedRow(line, str(problem), problem.kind))
+        except ImageError as error:
+            kind = f"image: {error.kind}" if isinstance(error, ImageRefused) else "image: refused"
+            yield ScannedRow(line, None, SkippedRow(line, f"image {error}", kind))
+        else:
+            seen[row_id] = line
+            yield ScannedRow(line, row, None, sizes)
+
+
+def once_each(inspect: Inspect) -> Inspect:
+    """The same check, made once for each image, however often it is asked for."""
+    known: dict[str, tuple[int, int] | ImageError] = {}
 
     def size_of(image: str) -> tuple[int, int]:
         if image not in known:
@@ -172,26 +203,21 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
             raise found
         return found
 
-    for line, value in _values(path):
-        try:
-            if isinstance(value, RowProblem):
-                raise value
-            raw = interpret(value)
-            row_id = raw.id if raw.id is not None else f"{path.name}:{line}"
-            if row_id in seen:
-                raise RowProblem("duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique")
-            images = tuple(str(loader.resolve(image)) for image in raw.image_paths)
-            sizes = tuple(size_of(image) for image in images)
-            messages = tuple(_placed_message(message, sizes) for message in raw.messages)
-            row = Row(row_id, messages, images, _placed_target(raw, sizes), path.stem, raw.columns)
-        except RowProblem as problem:
-            yield ScannedRow(line, None, SkippedRow(line, str(problem), problem.kind))
-        except ImageError as error:
-            kind = f"image: {error.kind}" if isinstance(error, ImageRefused) else "image: refused"
-            yield ScannedRow(line, None, SkippedRow(line, f"image {error}", kind))
-        else:
-            seen[row_id] = line
-            yield ScannedRow(line, row, None, sizes)
+    return size_of
+
+
+def placed_row(
+    raw: RawRow, row_id: str, dataset: str, loader: ImageLoader, size_of: Inspect
+) -> tuple[Row, tuple[tuple[int, int], ...]]:
+    """The row with its images found and its boxes checked against them, and the images' sizes.
+
+    Raises:
+        RowProblem: a box does not fit. ImageError: an image cannot be used.
+    """
+    images = tuple(str(loader.resolve(image)) for image in raw.image_paths)
+    sizes = tuple(size_of(image) for image in images)
+    messages = tuple(_placed_message(message, sizes) for message in raw.messages)
+    return Row(row_id, messages, images, _placed_target(raw, sizes), dataset, raw.columns), sizes
 
 
 def _placed_target(raw: RawRow, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:
@@ -251,7 +277,8 @@ def _cut(box: list[float], size: tuple[int, int]) -> list[float]:
 # ------------------------------------------------------------------------------------------------ the file
 
 
-def _existing_file(config: DataConfig) -> Path:
+def existing_file(config: DataConfig) -> Path:
+    """The data file; `DataError` with what may be meant if there is none."""
     if config.path is None:
         raise DataError("data.path is not set. Name a JSONL file: data.path=FILE.jsonl")
     path = Path(config.path).expanduser()
@@ -274,7 +301,7 @@ def _others(folder: Path, wanted: str) -> str:
     return f" There are: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}." if names else ""
 
 
-def _values(path: Path) -> Iterator[tuple[int, object]]:
+def json_values(path: Path) -> Iterator[tuple[int, object]]:
     """Line (or place in an array) and JSON value, or a `RowProblem` in its stead."""
     try:
         with path.open("rb") as handle:

@@ -149,6 +149,12 @@ class Referring(Task[ReferringOptions]):
 
     Score: F1 of exact copies of the candidates; a row is correct when it is 1. Styles: `direct`, `look` (the checks, then
     each candidate in the order of the prompt with yes or no, then the numbers that stay, then the answer).
+
+    What the dial does, measured over 200 rows; tokens are those of the embedded model, the 95 % quantile of `look`:
+
+        difficulty              0     1     2     3
+        candidates           2.58  3.53  4.98  6.49
+        tokens of a look       88   121   135   142
     """
 
     styles: ClassVar[tuple[str, ...]] = ("direct", "look")

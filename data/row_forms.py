@@ -88,7 +88,7 @@ def interpret(record: object) -> RawRow:
     if completion is not None:
         rest.setdefault("completion", completion)
     if isinstance(rest.get("completion"), str):
-        _refuse_control(rest["completion"], "`completion`: leave it out, the end of the turn is added by itself")
+        refuse_control(rest["completion"], "`completion`: leave it out, the end of the turn is added by itself")
     messages, image_paths = _with_images(turns, listed_paths)
     _take_image_index(rest, target)
     _check_image_index(target, len(image_paths))
@@ -165,7 +165,7 @@ def _boxes_part(part: dict[str, Any], place: str) -> dict[str, Any]:
     if part.get("label") is not None:
         if not isinstance(part["label"], str):
             raise RowProblem("bad question", f"{place}: `label` must be a text, not {_shown(part['label'])}")
-        _refuse_control(part["label"], "the label of boxes: leave it out")
+        refuse_control(part["label"], "the label of boxes: leave it out")
         made["label"] = part["label"]
     if part.get("image_index") is not None:
         made["image_index"] = part["image_index"]
@@ -174,7 +174,7 @@ def _boxes_part(part: dict[str, Any], place: str) -> dict[str, Any]:
 
 def _parts(text: str, role: str) -> list[dict[str, str]]:
     """Text cut at `<image>` into parts; only the user's text has image marks."""
-    _refuse_control(text, f"a turn: write {IMAGE_MARKER} for an image")
+    refuse_control(text, f"a turn: write {IMAGE_MARKER} for an image")
     if role != "user":
         return [{"type": "text", "text": text}]
     parts: list[dict[str, str]] = []
@@ -187,7 +187,8 @@ def _parts(text: str, role: str) -> list[dict[str, str]]:
     return parts
 
 
-def _refuse_control(text: str, place_and_remedy: str) -> None:
+def refuse_control(text: str, place_and_remedy: str) -> None:
+    """Raise `RowProblem` if a text holds one of the control tokens of the chat format, written out."""
     found = _CONTROL.search(text)
     if found:
         raise RowProblem("control token in text", f"{found[0]} is the model's own and cannot be in {place_and_remedy}")
@@ -332,7 +333,7 @@ def _gold(value: object, key: str) -> dict[str, Any]:
 
 def _answer_text(value: object, key: str) -> str:
     if isinstance(value, str) and value.strip():
-        _refuse_control(value, f"`{key}`: leave it out")
+        refuse_control(value, f"`{key}`: leave it out")
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)

@@ -193,9 +193,8 @@ def plot(
         x, y = left + share * (right - left), bottom - share * (bottom - top)
         draw.line([(x, bottom), (x, bottom + 3 * scale)], ink, scale)
         draw.line([(left - 3 * scale, y), (left, y)], ink, scale)
-    color = list(COLORS.values())[int(rng.integers(len(COLORS)))]
-    if not dark:
-        color = tuple(int(0.8 * part) for part in color)
+    strength = 1.0 if dark else 0.8
+    color = tuple(int(strength * part) for part in list(COLORS.values())[int(rng.integers(len(COLORS)))])
     points = [(left + t * (right - left), bottom - h * (bottom - top)) for t, h in zip(time, heights, strict=True)]
     draw.line(points, color, int(rng.integers(4, 7)), joint="curve")
     return image.reduce(scale)

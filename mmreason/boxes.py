@@ -26,10 +26,12 @@ MAX_DIGITS = 9
 MAX_COORDINATE = 1e15
 
 # Every repetition is bounded and none is nested, so a match attempt costs a constant and a scan is linear.
-_SPACE = r"[ \t\r\n]{0,8}"
-_NUMBER = rf"(-?[0-9]{{1,{MAX_DIGITS}}}(?:\.[0-9]{{1,{MAX_DIGITS}}})?)"
-_COMMA = rf"{_SPACE},{_SPACE}"
-_QUADRUPLE = re.compile(rf"\[{_SPACE}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_COMMA}{_NUMBER}{_SPACE}\]")
+#: White space inside a place or an object, as a pattern: enough for JSON that is printed over several lines.
+SPACE = r"[ \t\r\n]{0,64}"
+#: A plain decimal number, as a pattern without groups.
+NUMBER = rf"-?[0-9]{{1,{MAX_DIGITS}}}(?:\.[0-9]{{1,{MAX_DIGITS}}})?"
+_COMMA = rf"{SPACE},{SPACE}"
+_QUADRUPLE = re.compile(rf"\[{SPACE}{_COMMA.join([rf'({NUMBER})'] * 4)}{SPACE}\]")
 
 
 class Frame(StrEnum):
@@ -176,8 +178,9 @@ def parse_boxes(text: str, frame: Frame | str, *, max_chars: int = 20_000, max_b
     """Find every `[x1, y1, x2, y2]` in model text, in order of appearance; never raises on any text.
 
     Strict: exactly four plain decimal numbers (`12`, `-3`, `4.5`; at most nine digits on either side of the
-    point, no exponent, no sign but minus, no words) between one pair of square brackets. Brackets inside JSON
-    such as `{"bbox_2d": [12, 30, 88, 140]}` or `[[...], [...]]` count.
+    point, no exponent, no sign but minus, no words) between one pair of square brackets, with at most 64 characters
+    of white space before and after each. Brackets inside JSON such as `{"bbox_2d": [12, 30, 88, 140]}` or
+    `[[...], [...]]` count.
 
     Args:
         text: what the model wrote.

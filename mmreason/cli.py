@@ -18,7 +18,7 @@ from mmreason import __version__
 from mmreason.errors import ConfigError, MMReasonError
 
 INTERRUPTED = 130
-_VERBS = ("train", "sft", "eval")
+_VERBS = ("train", "sft", "collect", "dpo", "eval")
 
 USAGE = """\
 mmreason teaches vision-language models to reason about images,
@@ -29,7 +29,13 @@ usage: mmreason COMMAND [ARGUMENT …]
 training and evaluation (Hydra: key=value, groups, -m sweeps; `mmreason train --help` lists them)
   train                         GRPO; writes a run folder
   sft                           supervised cold start on the same rows
+  collect                       rejection sampling: correct answers as rows, or as preference pairs
+  dpo                           preference training on such pairs
   eval                          held-out scores with confidence intervals
+
+recipes
+  recipe list                   every recipe: paper, parts; `recipe=NAME` runs it
+  recipe show NAME              what differs from the paper; published values and the tiny model's
 
 rewards
   reward list                   every reward, what it needs and its options
@@ -328,6 +334,50 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _recipe(words: list[str]) -> int:
+    return _verb("recipe", {"list": _recipe_list, "show": _recipe_show, "table": _recipe_table}, words)
+
+
+def _recipe_list(words: list[str]) -> int:
+    parser = _Parser(prog="mmreason recipe list", description="All recipes: name, source, what they are made of.")
+    if _parse(parser, words) is None:
+        return 0
+    from mmreason.recipes import recipes
+
+    for one in recipes():
+        print(f"{one.name:<18} {one.source}\n{'':<18} {one.made_of or one.summary}")
+    return 0
+
+
+def _recipe_show(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason recipe show",
+        description="One recipe: parts, deviations from its source, published values beside those for the tiny model.",
+    )
+    parser.add_argument("name", metavar="NAME")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.recipes import as_text, recipe
+
+    print(as_text(recipe(given.name)))
+    return 0
+
+
+def _recipe_table(words: list[str]) -> int:
+    from mmreason.recipes import TABLE, as_table, recipes
+
+    parser = _Parser(prog="mmreason recipe table", description="Write the page of all recipes from their files.")
+    parser.add_argument("--out", type=Path, metavar="FILE", default=TABLE, help=f"default: {TABLE}")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(as_table(recipes()), encoding="utf-8")
+    print(given.out)
+    return 0
+
+
 def _doctor(words: list[str]) -> int:
     parser = _Parser(prog="mmreason doctor", description="Machine, versions, what is missing and how to get it.")
     if _parse(parser, words) is None:
@@ -340,6 +390,7 @@ def _doctor(words: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reward": _reward,
     "data": _data,
+    "recipe": _recipe,
     "report": _report,
     "doctor": _doctor,
 }

@@ -110,6 +110,21 @@ def evaluate(
     return EvalResult(scores, tuple(rollouts))
 
 
+def accuracy_rule(config: RunConfig, rows: Sequence[Row]) -> tuple[str, float]:
+    """The measure that decides whether an answer is right, and the value that it must exceed.
+
+    Args:
+        config: the run.
+        rows: those of the data file; a task brings its own rule.
+    """
+    from mmreason.data.base import build_task
+
+    if config.data.path is None:
+        task = build_task(config.task, config.seed)
+        return task.metric, task.correct_at
+    return ("iou" if any("boxes" in row.target for row in rows) else "exact"), 0.5
+
+
 def held_out_rows(config: RunConfig, file: RowFile | None = None) -> tuple[list[Row], str, float, ImageLoader | None]:
     """The rows of an evaluation, with the metric that decides `accuracy`: held-out rows of the task or the data file.
 
@@ -122,13 +137,12 @@ def held_out_rows(config: RunConfig, file: RowFile | None = None) -> tuple[list[
     if config.data.path is None:
         task = build_task(config.task, config.seed)
         rows = [task.row(index, "held_out") for index in range(config.trainer.eval_rows)]
-        return rows, task.metric, task.correct_at, None
+        return rows, *accuracy_rule(config, rows), None
     from mmreason.data.readers import image_loader, read_rows, split_rows
 
     file = file or read_rows(config.data)
     _, held_out = split_rows(file.rows, config.data.eval_share, config.seed)
-    metric = "iou" if any("boxes" in row.target for row in held_out) else "exact"
-    return held_out[: config.trainer.eval_rows], metric, 0.5, image_loader(config.data)
+    return held_out[: config.trainer.eval_rows], *accuracy_rule(config, held_out), image_loader(config.data)
 
 
 def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from mmreason.boxes import MAX_DIGITS, Boxes, Frame, format_box
+from mmreason.boxes import NUMBER, SPACE, Boxes, Frame, format_box
 from mmreason.records import ImageGeometry
 
 #: A longer label is none: the object is not read, its box counts without label.
@@ -39,9 +39,7 @@ _MAX_MEMBERS = 8
 #: Longer text cannot mean "nothing there".
 _MAX_NOTHING_CHARS = 64
 
-_SPACE = r"[ \t\r\n]{0,32}"
-_NUMBER = rf"-?[0-9]{{1,{MAX_DIGITS}}}(?:\.[0-9]{{1,{MAX_DIGITS}}})?"
-_PLACE = rf"\[{_SPACE}{_NUMBER}(?:{_SPACE},{_SPACE}{_NUMBER}){{1,3}}{_SPACE}\]"
+_PLACE = rf"\[{SPACE}{NUMBER}(?:{SPACE},{SPACE}{NUMBER}){{1,3}}{SPACE}\]"
 _TEXT = rf'"(?:[^"\\\x00-\x1f]|\\["\\/bfnrt]|\\u[0-9a-fA-F]{{4}}){{0,{MAX_LABEL_CHARS}}}"'
 
 #: Says, right before a bare place, in which image it lies; looked for in this many characters.
@@ -50,9 +48,9 @@ _IMAGE_NUMBER_CHARS = 24
 
 _OPENING = re.compile(r'\[(?=[ \t\r\n0-9-])|\{(?=[ \t\r\n"])')
 _BARE_PLACE = re.compile(_PLACE)
-_KEY = re.compile(rf'{_SPACE}"([A-Za-z0-9_]{{1,32}})"{_SPACE}:{_SPACE}')
-_VALUE = re.compile(rf"(?P<place>{_PLACE})|(?P<text>{_TEXT})|(?P<number>{_NUMBER})|true|false|null")
-_SEPARATOR = re.compile(rf"{_SPACE}([,}}])")
+_KEY = re.compile(rf'{SPACE}"([A-Za-z0-9_]{{1,32}})"{SPACE}:{SPACE}')
+_VALUE = re.compile(rf"(?P<place>{_PLACE})|(?P<text>{_TEXT})|(?P<number>{NUMBER})|true|false|null")
+_SEPARATOR = re.compile(rf"{SPACE}([,}}])")
 _NOTHING = re.compile(r"(?:```(?:json)?\s*)?(?:\[\s*\]|none\.?)(?:\s*```)?", re.IGNORECASE)
 
 #: How many numbers a place has -> the keys under which an object gives it.

@@ -100,7 +100,7 @@ class RunFolder:
         """Append one line; `metrics` needs an integer `step`, and a NaN or infinity is written as null."""
         if not isinstance(metrics.get("step"), int):
             raise ValueError(f"metrics need an integer 'step', got {metrics.get('step')!r}")
-        _append_lines(self.create().metrics, [metrics])
+        append_lines(self.create().metrics, [metrics])
 
     def truncate_after(self, step: int) -> dict[str, int]:
         """Cut both JSONL files back to a checkpoint: lines of later steps go, and a half-written last line.
@@ -159,7 +159,7 @@ class RolloutWriter:
             record["reward"] = total[index]
             record["advantage"] = advantages[index]
             lines.append(record)
-        _append_lines(self.folder.create().rollouts, lines)
+        append_lines(self.folder.create().rollouts, lines)
 
     def _place(self, image: ImageSource, saved: dict[int, str]) -> str:
         """Path of the picture relative to the run folder; one that is in memory is saved under its hash."""
@@ -285,8 +285,8 @@ def _text_only(message: Message) -> Message:
     return {"role": message.get("role", ""), "content": content}
 
 
-def _append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append JSON lines in one write, so that a crash leaves at most one torn line."""
+def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines in one write and flush, so that a crash leaves at most one torn line."""
     text = "".join(json.dumps(to_plain(record), ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     with path.open("ab") as file:
         # A lone surrogate has no UTF-8 form; its backslash escape is valid JSON and reads back the same.

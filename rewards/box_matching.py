@@ -87,6 +87,12 @@ def wanted_boxes(target: Mapping[str, Any], geometry: tuple[ImageGeometry, ...])
     return _in_one_order(PlacedBoxes(boxes, images, normal, np.ones(len(boxes))))
 
 
+def boxes_to_find(target: Mapping[str, Any], geometry: tuple[ImageGeometry, ...]) -> PlacedBoxes | None:
+    """`wanted_boxes` for rewards that need one: `None` also where the target says that there is nothing to be found."""
+    wanted = wanted_boxes(target, geometry)
+    return wanted if wanted is not None and len(wanted) > 0 else None
+
+
 def given_boxes(
     answer: str | None, target: Mapping[str, Any], geometry: tuple[ImageGeometry, ...], box_frame: Frame
 ) -> PlacedBoxes:

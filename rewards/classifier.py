@@ -19,8 +19,7 @@ from pydantic import AfterValidator, Field
 
 from mmreason.errors import PluginError
 from mmreason.records import Rollout
-from mmreason.reward_kit.spec import MustBeSet
-from mmreason.scoring import group_reward
+from mmreason.scoring import MustBeSet, group_reward
 
 #: More characters than a token has in ordinary text: longer texts are cut before they are cut into tokens.
 _CHARS_PER_TOKEN = 16

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmreason.boxes import Frame
 from mmreason.records import ImageGeometry
-from mmreason.rewards.box_matching import best_sum, given_boxes, pair_gious, wanted_boxes
+from mmreason.rewards.box_matching import best_sum, boxes_to_find, given_boxes, pair_gious
 from mmreason.scoring import reward
 
 
@@ -39,8 +39,8 @@ def giou(
     Raises:
         ValueError: the row has no image, or the target does not fit it.
     """
-    wanted = wanted_boxes(target, geometry)
-    if wanted is None or len(wanted) == 0:
+    wanted = boxes_to_find(target, geometry)
+    if wanted is None:
         return None
     given = given_boxes(answer, target, geometry, box_frame)
     unmatched = abs(len(given) - len(wanted))

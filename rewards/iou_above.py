@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mmreason.boxes import Frame
 from mmreason.records import ImageGeometry
-from mmreason.rewards.box_matching import best_sum, given_boxes, pair_ious, wanted_boxes
+from mmreason.rewards.box_matching import best_sum, boxes_to_find, given_boxes, pair_ious
 from mmreason.scoring import reward
 
 
@@ -47,8 +47,8 @@ def iou_above(
     Raises:
         ValueError: the row has no image, or the target does not fit it.
     """
-    wanted = wanted_boxes(target, geometry)
-    if wanted is None or len(wanted) == 0:
+    wanted = boxes_to_find(target, geometry)
+    if wanted is None:
         return None
     given = given_boxes(answer, target, geometry, box_frame)
     ious = pair_ious(given, wanted)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mmreason.boxes import Frame
 from mmreason.records import ImageGeometry
-from mmreason.rewards.box_matching import best_sum, given_boxes, pair_ious, wanted_boxes
+from mmreason.rewards.box_matching import best_sum, boxes_to_find, given_boxes, pair_ious
 from mmreason.scoring import reward
 
 
@@ -90,8 +90,8 @@ def knowledge_iou(
     Raises:
         ValueError: the row has no image, the target does not fit it, or the accuracy lies outside 0..1.
     """
-    wanted = wanted_boxes(target, geometry)
-    if wanted is None or len(wanted) == 0:
+    wanted = boxes_to_find(target, geometry)
+    if wanted is None:
         return None
     accuracy = target.get("recognition_accuracy")
     level = level_of(0.0 if accuracy is None else float(accuracy))

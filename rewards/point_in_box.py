@@ -10,7 +10,7 @@ import numpy as np
 from mmreason.boxes import Frame
 from mmreason.labelled_boxes import parse_labelled_points
 from mmreason.records import ImageGeometry
-from mmreason.rewards.box_matching import most_pairs, place, wanted_boxes
+from mmreason.rewards.box_matching import boxes_to_find, most_pairs, place
 from mmreason.scoring import reward
 
 
@@ -38,8 +38,8 @@ def point_in_box(
     Raises:
         ValueError: the row has no image, or the target does not fit it.
     """
-    wanted = wanted_boxes(target, geometry)
-    if wanted is None or len(wanted) == 0:
+    wanted = boxes_to_find(target, geometry)
+    if wanted is None:
         return None
     points = place(parse_labelled_points(answer or "", box_frame), target, geometry, clip=False)
     xy = points.boxes.xyxy[:, np.newaxis, :2]

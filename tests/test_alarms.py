@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import norm
 
 from mmreason.boxes import Boxes, Frame, format_box
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.train.alarms import AlarmBook, box_diagnosis
+from mmreason.train.trends import MAX_Z, rough_z, trend
 
 GEOMETRY = ImageGeometry(original_size=(640, 480), model_size=(308, 224), patch_size=14, merge_size=2)
 TRUTH = [100.0, 120.0, 300.0, 280.0]
@@ -130,3 +134,188 @@ def test_no_metrics_and_no_text_break_it(history: list[dict[str, float]], answer
         previous = book.observe(step, metrics, samples)
         assert len(set(previous)) == len(previous)
         assert book.observe(step, metrics, samples) != previous or not previous, "a standing alarm is not repeated"
+
+
+# ---------------------------------------------------------------------- failures and spread
+
+
+def test_a_second_failing_reward_is_told_while_the_first_still_fails() -> None:
+    book = AlarmBook(["iou", "judge"])
+    judge = {
+        "reward_failures/judge": 3.0,
+        "reward_failures/judge/deadline": 2.0,
+        "reward_failures/judge/exception": 1.0,
+    }
+    (first,) = book.observe(1, {"reward_failures": 3.0, **judge})
+    assert "'judge' fail (deadline 2, exception 1)" in first
+    iou = {"reward_failures/iou": 1.0, "reward_failures/iou/crashed": 1.0}
+    (second,) = book.observe(2, {"reward_failures": 4.0, **judge, **iou})
+    assert "'iou' fail (crashed 1)" in second
+    assert book.observe(3, {"reward_failures": 1.0, **iou}) == []
+    (again,) = book.observe(4, {"reward_failures": 3.0, **judge})
+    assert "'judge'" in again
+
+
+def test_nearly_no_spread_is_told_once_it_lasts() -> None:
+    book = AlarmBook(["iou"], zero_steps=3)
+    fired = [book.observe(step, {"zero_variance_groups": share}) for step, share in enumerate((0.95, 0.9, 0.92, 0.91))]
+    assert [len(found) for found in fired] == [0, 0, 1, 0]
+    assert "in 92% of the groups" in fired[2][0]
+    assert book.observe(5, {"zero_variance_groups": 0.5}) == []
+    every = [book.observe(step, {"zero_variance_groups": 1.0}) for step in range(6, 12)]
+    assert [len(found) for found in every] == [0, 1, 0, 0, 0, 0], "one message says it all"
+
+
+def test_an_alarm_knows_when_it_was_over() -> None:
+    book = AlarmBook([])
+    (alarm,) = book.alarms(3, {"loss": math.nan})
+    assert (alarm.key, alarm.step, alarm.until) == ("non-finite", 3, None)
+    book.alarms(4, {"loss": 1.0})
+    assert alarm.until == 4
+
+
+# ---------------------------------------------------------------------- score up, accuracy down
+
+REWARDS = ("length", "exact", "format")
+
+
+def first_alarm(columns: dict[str, NDArray[np.float64]], names: tuple[str, ...] = REWARDS) -> tuple[int, str] | None:
+    """Step and text of the first "score up" in `[n]` columns of metrics, NaN = not logged at that step."""
+    book = AlarmBook(names)
+    for step in range(1, 1 + len(next(iter(columns.values())))):
+        metrics = {name: float(values[step - 1]) for name, values in columns.items() if np.isfinite(values[step - 1])}
+        for alarm in book.alarms(step, metrics):
+            if alarm.key.startswith("score up"):
+                return step, alarm.text
+    return None
+
+
+def noise(rng: np.random.Generator, count: int, alike: float = 0.0) -> NDArray[np.float64]:
+    """`[count]` standard normal noise; each value keeps `alike` of the one before."""
+    values = rng.normal(size=count + 50)
+    for index in range(1, len(values)):
+        values[index] += alike * values[index - 1]
+    return np.asarray(values[50:])
+
+
+@pytest.mark.parametrize("correct", ["correct", "eval/accuracy"])
+@pytest.mark.parametrize("opposed", [False, True])
+def test_pure_noise_raises_no_alarm_in_200_steps(correct: str, opposed: bool) -> None:
+    """Below 2 % of the runs, also where every score is the very opposite of correctness."""
+    rng = np.random.default_rng(0)
+    runs, fired = 250, 0
+    for _ in range(runs):
+        right = 0.5 + 0.05 * noise(rng, 200)
+        scores = {name: 1.0 - right if opposed else noise(rng, 200) for name in ("reward", "rewards/length")}
+        seen = right if correct == "correct" else np.where(np.arange(200) % 5 == 4, right, np.nan)
+        fired += first_alarm({**scores, correct: seen}, ("length",)) is not None
+    assert fired / runs < 0.02
+
+
+def test_steps_that_are_like_their_neighbours_raise_no_alarm_either() -> None:
+    rng = np.random.default_rng(1)
+    runs = 150
+    columns = [{"reward": noise(rng, 200, 0.4), "correct": 0.5 + 0.05 * noise(rng, 200, 0.4)} for _ in range(runs)]
+    assert sum(first_alarm(one, ()) is not None for one in columns) / runs < 0.02
+
+
+def hacked(rng: np.random.Generator, steps: int, start: int, over: int, drop: float) -> dict[str, NDArray[np.float64]]:
+    """From `start` on, within `over` steps, correctness falls by `drop` and a reward for length is found."""
+    found = np.clip((np.arange(steps) - start) / over, 0.0, 1.0)
+    right = 0.55 - drop * found + 0.045 * rng.normal(size=steps)  # 128 completions a step
+    length = 0.2 + 0.6 * found + 0.05 * rng.normal(size=steps)
+    return {"correct": right, "rewards/exact": right, "rewards/length": length, "reward": right + length}
+
+
+def test_a_planted_hack_is_caught_within_40_steps() -> None:
+    rng = np.random.default_rng(2)
+    found = [first_alarm(hacked(rng, 160, start=60, over=60, drop=0.3)) for _ in range(40)]
+    assert all(one is not None and 60 < one[0] <= 100 for one in found)
+    text = next(one[1] for one in found if one)
+    for said in (
+        "score up, accuracy down",
+        "over the last 48 steps",
+        "length 0.",
+        "correct 0.",
+        "reward check",
+        "gate",
+    ):
+        assert said in text
+    assert "exact" not in text.split("but")[0]
+
+
+def test_a_slow_hack_shows_in_the_longer_windows() -> None:
+    rng = np.random.default_rng(3)
+    found = [first_alarm(hacked(rng, 900, start=50, over=800, drop=0.2)) for _ in range(5)]
+    assert all(one is not None for one in found)
+    assert any(one and ("last 192 steps" in one[1] or "last 768 steps" in one[1]) for one in found)
+
+
+def test_held_out_accuracy_is_watched_beside_the_scores_since_the_last_evaluation() -> None:
+    rng = np.random.default_rng(4)
+    columns = hacked(rng, 200, start=20, over=180, drop=0.4)
+    columns["eval/accuracy"] = np.where(np.arange(200) % 10 == 9, columns.pop("correct"), np.nan)
+    found = first_alarm(columns)
+    assert found is not None
+    assert "evaluations" in found[1]
+    assert "eval/accuracy 0." in found[1]
+
+
+@pytest.mark.parametrize(
+    ("correct", "reward"),
+    [
+        (np.linspace(0.3, 0.7, 120), np.linspace(0.5, 1.5, 120)),
+        (np.linspace(0.7, 0.3, 120), np.linspace(1.5, 0.5, 120)),
+    ],
+    ids=["learning", "collapse"],
+)
+def test_both_up_or_both_down_is_another_matter(correct: NDArray[np.float64], reward: NDArray[np.float64]) -> None:
+    assert first_alarm({"correct": correct, "reward": reward}) is None
+
+
+def test_a_fall_too_small_to_matter_is_not_told() -> None:
+    down, up = np.linspace(0.5, 0.49, 120), np.linspace(0.1, 0.9, 120)
+    assert first_alarm({"correct": down, "reward": up}) is None
+    assert first_alarm({"correct": 20 * (down - 0.5) + 0.5, "reward": up}) is not None
+
+
+def test_the_alarm_is_told_once_and_ends_when_correctness_recovers() -> None:
+    book = AlarmBook([])
+    down = np.concatenate([np.linspace(0.7, 0.4, 60), np.linspace(0.4, 0.8, 100)])
+    up = np.linspace(0.1, 0.9, 160)
+    found = [one for step in range(160) for one in book.alarms(step, {"correct": down[step], "reward": up[step]})]
+    (alarm,) = found
+    assert alarm.step < 60 < (alarm.until or 0)
+
+
+def test_steps_on_one_batch_of_rollouts_count_once() -> None:
+    """With several optimizer steps a batch, equal numbers are no further evidence."""
+    columns = {"correct": np.linspace(0.7, 0.4, 15), "reward": np.linspace(0.1, 0.9, 15)}
+    assert first_alarm({name: np.repeat(values, 4) for name, values in columns.items()}) is None
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=40))
+def test_a_trend_is_the_same_in_other_units_and_mirrored(values: list[float]) -> None:
+    series = np.array(values)
+    z = trend(series).z
+    assert -MAX_Z <= z <= MAX_Z
+    assert trend(-series).z == pytest.approx(-z, abs=1e-6)
+    assert trend(series * 4.0).z == pytest.approx(z, abs=1e-6)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0.0, 1.0), min_size=7, max_size=60))
+def test_the_rough_score_spares_no_look_that_would_have_found_something(values: list[float]) -> None:
+    series = np.array(values)
+    if trend(series).z <= -3.0:
+        assert rough_z(series) <= -0.75 * 3.0
+
+
+def test_trend_golden_values() -> None:
+    """Seven values in order: one of 7! orders, twice for both directions."""
+    rising = trend(np.arange(7.0))
+    assert rising.z == pytest.approx(norm.isf(1 / math.factorial(7)))
+    assert (rising.start, rising.end) == (0.0, 6.0)
+    assert trend(np.full(20, 0.5)).z == 0.0
+    odd = trend(np.array([0.0, 1.0, 2.0, 99.0, 4.0, 5.0, 6.0]))  # one odd step moves neither the line nor the sign
+    assert odd.end - odd.start == pytest.approx(6.0)
+    assert odd.z > 2.0

@@ -52,6 +52,8 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     command = "sft" if choice.startswith("tiny_vlm") else "train"
     words = [f"{group}={choice}"] + (["model.name=a/b"] if choice == "custom" else [])
     words += ["reward=null", "reward.iou.weight=1"] if group == "reward" and choice == "null" else []
+    needed = {"local": ["judge.model=a/b"], "endpoint": ["judge.model=m", "judge.url=https://host/v1"]}
+    words += needed.get(choice, []) if group == "judge" else []
     composed = compose(command, words)
     assert composed.choices[group] == choice
     assert composed.config.command == command

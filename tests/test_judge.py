@@ -24,7 +24,7 @@ from mmreason.config.schema import JudgeConfig, RewardConfig
 from mmreason.errors import ConfigError, PluginError
 from mmreason.judge.cache import ReplyCache
 from mmreason.judge.desk import Desk
-from mmreason.judge.questions import SYSTEM, JudgeError, Picture, Question, as_data, break_marks, read_reply, render
+from mmreason.judge.questions import SYSTEM, JudgeError, Picture, Question, as_data, break_tokens, read_reply, render
 from mmreason.judge.service import JudgeService
 from mmreason.records import Row
 from mmreason.reward_kit.groups import BatchFacts, GroupFacts, Member, RolloutFacts
@@ -103,7 +103,7 @@ def test_marks_that_arise_by_removing_hidden_letters_are_broken_too() -> None:
 
 
 def test_special_tokens_of_a_tokenizer_are_broken() -> None:
-    assert break_marks("<end> and <endx>", ("<end>",)) == "< end> and <endx>"
+    assert break_tokens("<end> and <endx>", ("<end>",)) == "< end> and <endx>"
 
 
 def test_long_data_is_cut_and_says_so() -> None:

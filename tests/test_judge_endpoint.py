@@ -429,3 +429,11 @@ def test_a_key_that_is_none_is_refused(server: Server, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match="JUDGE_TEST_KEY") as caught:
         judge_at(server, api_key_env="JUDGE_TEST_KEY")
     assert not value.strip() or value not in str(caught.value)
+
+
+def test_proxies_are_taken_from_the_environment(server: Server, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", server.url.removesuffix("/v1"))
+    monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+    away = judge_at(server, url="http://judge.invalid/v1")
+    assert not scored(name, away).failures
+    assert server.requests[0]["path"] == "http://judge.invalid/v1/chat/completions"

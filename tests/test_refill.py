@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from test_prompt_once_trainer import FORCE, Rows, metrics_of, shared_trainer
+from test_prompt_once_trainer import FORCE, Rows, disturb, metrics_of, shared_trainer
 from transformers import set_seed
 
 from mmreason.errors import ConfigError
@@ -132,6 +133,80 @@ def test_a_continued_run_draws_the_same_prompts(make: Callable[..., MMReasonGRPO
         assert {k: v for k, v in one.items() if not k.startswith(ignored)} == {
             k: v for k, v in other.items() if not k.startswith(ignored)
         }
+
+
+# ---------------------------------------------------------------------- replay
+
+
+def test_stored_groups_take_the_place_of_dull_ones(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    trainer = make(rounds=0, rollout={"replay_groups": 6, "replay_max_age": 3}, trainer={"steps": 4})
+    set_seed(0)
+    trainer.fit()
+    told = metrics_of(trainer)
+    assert [line["replay/groups"] for line in told] == [0, 2, 2, 2]
+    assert [line["zero_variance_groups"] for line in told] == [0.5, 0, 0, 0]
+    written = list(read_rollouts(trainer.folder.rollouts))
+    assert len(written) == 4 * 4 * 4
+    texts: dict[int, set[Any]] = {}
+    for line in written:
+        texts.setdefault(line["step"], set()).add((line["id"], line["completion"], line["reward"], line["advantage"]))
+    # The two prompts of step 1 that differed come back, with the completions, rewards and advantages they had.
+    assert len([line for line in texts[2] if line in texts[1]]) >= 8
+
+
+def test_replayed_completions_keep_the_log_probs_they_were_sampled_with(
+    make: Callable[..., MMReasonGRPOTrainer],
+) -> None:
+    trainer = make(rounds=0, rollout={"replay_groups": 6})
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+
+    def batch_at(step: int) -> dict[str, Any]:
+        trainer.state.global_step = step
+        return trainer._generate_and_score_completions([{"position": 4 * step + p} for p in range(4) for _ in range(4)])
+
+    first = batch_at(0)
+    disturb(trainer.model)
+    second = batch_at(1)
+    with torch.no_grad():
+        now, _ = trainer._log_probs(trainer.model, second)
+    mask = second["completion_mask"].bool()
+    apart = (now - second["old_per_token_logps"]).abs()
+    replayed = torch.tensor([rollout.group < 4 for rollout in trainer.last_rollouts])
+    assert replayed.sum() == 8
+    assert float(apart[~replayed][mask[~replayed]].max()) < 1e-5
+    assert float(apart[replayed][mask[replayed]].max()) > 1e-2
+    old = {tuple(ids[:n]): row for row, (ids, n) in _sampled(first).items()}
+    for row, (ids, length) in _sampled(second).items():
+        if replayed[row]:
+            before = first["old_per_token_logps"][old[tuple(ids[:length])], :length]
+            assert torch.equal(second["old_per_token_logps"][row, :length], before)
+    assert torch.isfinite(trainer._compute_loss(trainer.model, second))
+
+
+def _sampled(batch: dict[str, Any]) -> dict[int, tuple[list[int], int]]:
+    lengths = batch["completion_mask"].sum(dim=1).tolist()
+    return {row: (ids, n) for row, (ids, n) in enumerate(zip(batch["completion_ids"].tolist(), lengths, strict=True))}
+
+
+def test_the_buffer_goes_with_the_checkpoint(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    options: dict[str, Any] = {
+        "rounds": 0,
+        "rollout": {"replay_groups": 6},
+        "trainer": {"steps": 3, "save_every_steps": 1},
+    }
+    whole, again = make("whole", **copy.deepcopy(options)), make("again", **copy.deepcopy(options))
+    for trainer in (whole, again):
+        set_seed(0)
+        trainer.fit()
+    for step in (2, 3):
+        shutil.rmtree(again.folder.path / f"checkpoint-{step}")
+    resumed = make("again", **copy.deepcopy(options))
+    resumed.folder.truncate_after(1)
+    resumed.fit(find_checkpoint("auto", resumed.folder))
+    for one, other in zip(metrics_of(whole), metrics_of(resumed), strict=True):
+        for name in ("loss", "reward", "grad_norm", "replay/groups"):
+            assert one.get(name) == other.get(name), name
 
 
 def test_joining_pads_prompts_left_and_completions_right() -> None:

@@ -140,7 +140,7 @@ def test_missing_pieces_are_said(tmp_path: Path) -> None:
     page = build_report(tmp_path)
     text = page.read_text(encoding="utf-8")
     assert "No summary.json yet" in text
-    assert data_of(page) == {"series": {}, "groups": [], "pictures": {}}
+    assert data_of(page) == {"series": {}, "groups": [], "rewards": {}, "alarms": [], "pictures": {}}
     RunFolder(tmp_path).rollouts.write_text("")
     assert data_of(build_report(tmp_path))["groups"] == []
 

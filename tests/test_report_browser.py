@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import make_run
+from report_runs import HOSTILE, make_hacked_run, make_run
 
 from mmreason.report.build import build_report
 from mmreason.run_records import RunFolder
@@ -154,7 +154,7 @@ def test_filters_sorts_and_searches(page: Any) -> None:
     assert "36 of 36 groups, 144 of 144 rollouts" in ask(page, 'document.querySelector(".count").textContent')
     assert set_filter(page, "f-from", "5").startswith("24 of 36")
     assert set_filter(page, "f-to", "6").startswith("6 of 36")
-    assert set(ask(page, '[...document.querySelectorAll("h3")].map(h => h.textContent)')) == {
+    assert set(ask(page, '[...document.querySelectorAll(".group h3")].map(h => h.textContent)')) == {
         "step 5",
         "step 6",
     }
@@ -182,11 +182,11 @@ def test_filters_sorts_and_searches(page: Any) -> None:
     set_filter(page, "f-spread", "")
 
     set_filter(page, "f-order", "mean-down")
-    means = ask(page, '[...document.querySelectorAll(".stats b:first-child")].map(b => parseFloat(b.textContent))')
+    means = ask(page, '[...document.querySelectorAll(".group .stats b:first-child")].map(b => parseFloat(b.textContent))')
     assert len(means) >= 8
     assert means == sorted(means, reverse=True)
     set_filter(page, "f-order", "step-down")
-    assert ask(page, 'document.querySelector("h3").textContent') == "step 12"
+    assert ask(page, 'document.querySelector(".group h3").textContent') == "step 12"
 
     assert set_filter(page, "f-query", "I WOULD say").startswith("18 of 36 groups, 18 of")
     assert ask(page, 'document.querySelector("mark").textContent') == "I would say"
@@ -263,3 +263,80 @@ def test_odd_records_do_not_stop_the_page(browser: Any, tmp_path: Path) -> None:
     assert "Picture not shown" in ask(browser, "document.body.innerText")
     assert set_filter(browser, "f-low", "0").startswith("0 of 3")
     assert errors(browser) == []
+
+
+# ---------------------------------------------------------------------- rewards and alarms
+
+
+@pytest.fixture(scope="module")
+def hacked_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = make_hacked_run(tmp_path_factory.mktemp("runs") / "hacked")
+    build_report(folder.path, max_groups=4)
+    return folder
+
+
+@pytest.fixture
+def hacked(browser: Any, hacked_run: RunFolder) -> Any:
+    browser.get(hacked_run.report.as_uri())
+    yield browser
+    assert errors(browser) == []
+
+
+def test_a_card_for_each_reward_shows_its_values_early_and_late(hacked: Any) -> None:
+    names = ask(hacked, '[...document.querySelectorAll(".reward-card h3")].map(h => h.textContent)')
+    assert names == ["total", "exact", "length_bonus", "format", "judge"]
+    card = '[...document.querySelectorAll(".reward-card")]'
+    assert ask(hacked, f'{card}[1].querySelectorAll(".histogram .value").length') == 4  # 0 and 1, early and late
+    tips = ask(hacked, f'[...{card}[1].querySelectorAll(".histogram title")].map(t => t.textContent)')
+    assert [tip.split(":")[0] for tip in tips] == ["0", "1"]
+    assert all("early" in tip and "late" in tip for tip in tips)
+    shares = ask(
+        hacked,
+        f"{card}.map(c => ['early', 'late'].map(p => [...c.querySelectorAll('g > .value.' + p)]"
+        ".reduce((sum, r) => sum + parseFloat(r.getAttribute('height')), 0)))",
+    )
+    assert all(early > 0 and late > 0 for early, late in shares)
+    assert "none" in ask(hacked, f'{card}[4].querySelector(".histogram").textContent')
+    assert "none" not in ask(hacked, f'{card}[1].querySelector(".histogram").textContent')
+    assert ask(hacked, f'{card}[4].querySelector(".chip").textContent') == "not trained on"
+    drawn = 'document.querySelectorAll("#rewards svg *").values().every(n => ![...n.attributes].some(a => /NaN|undef/.test(a.value)))'
+    assert ask(hacked, drawn)
+
+
+def test_failed_calls_are_told_by_kind_with_the_first_error(hacked: Any) -> None:
+    judge = 'document.querySelectorAll(".reward-card")[4]'
+    assert "deadline" in ask(hacked, f"{judge}.textContent")
+    assert "failed 3.1 %" in ask(hacked, f'{judge}.querySelector(".stats").textContent')
+    hacked.execute_script(f'{judge}.querySelector("details").open = true')
+    assert HOSTILE[:40] in ask(hacked, f'{judge}.querySelector(".error").textContent')
+    assert "No call has failed" in ask(hacked, 'document.querySelectorAll(".reward-card")[1].textContent')
+    assert ask(hacked, "document.scripts.length") == 2
+
+
+def test_the_correlations_switch_between_groups_and_the_whole_run(hacked: Any) -> None:
+    cell = "document.querySelector('.matrix tbody tr:last-child td:nth-child(4)')"  # length_bonus and completion length
+    within = ask(hacked, f"{cell}.textContent")
+    assert float(within.split("n")[0].replace("−", "-")) > 0.8
+    assert ask(hacked, f"{cell}.classList.contains('along')")
+    assert ask(hacked, f"getComputedStyle({cell}).backgroundColor") != "rgba(0, 0, 0, 0)"
+    still = "document.querySelectorAll('.matrix td.still')"
+    assert ask(hacked, f"{still}.length") == 5, "a reward that never varies goes with nothing"
+    hacked.find_elements("css selector", ".toggle button")[1].click()
+    assert ask(hacked, f"{cell}.textContent") != within
+    assert ask(hacked, "document.querySelector('.toggle [aria-pressed=true]').textContent") == "over all completions"
+
+
+def test_the_alarm_stands_on_the_page_and_in_the_curves(hacked: Any) -> None:
+    alarms = ask(hacked, '[...document.querySelectorAll(".alarms li")].map(a => a.innerText)')
+    assert any("score up, correct down" in text.lower() and "length_bonus" in text for text in alarms)
+    marks = ask(hacked, '[...document.querySelectorAll(".mark title")].map(t => t.textContent)')
+    assert len(marks) == 3
+    assert all("score up" in text for text in marks)
+
+
+def test_the_page_fits_a_phone(hacked: Any) -> None:
+    hacked.set_window_size(500, 900)
+    try:
+        assert ask(hacked, "document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    finally:
+        hacked.set_window_size(1300, 1000)

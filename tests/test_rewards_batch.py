@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import math
 import threading
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from played_processes import Together, score_split
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError
 from mmreason.records import Rollout, Row
+from mmreason.reward_kit.commands import list_rewards, score_file
 from mmreason.reward_kit.trl_bridge import as_trl, from_trl
 from mmreason.scoring import (
     REWARDS,
@@ -188,6 +191,40 @@ def test_async_and_isolated_batch_rewards_see_the_batch(add: Callable[..., str],
     }
     table = RewardRunner(RewardConfig.model_validate(section)).score([rollout("a"), rollout("a", 1), rollout("b", 2)])
     np.testing.assert_allclose(table.values, [[2 / 3] * 2, [2 / 3] * 2, [1 / 3] * 2])
+
+
+# The commands
+
+
+def test_batch_rewards_and_shapers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    list_rewards()
+    printed = capsys.readouterr().out
+    for word in ("autothink", "of a batch", "of a group", "Shapers", "calibrate", "flip"):
+        assert word in printed
+
+
+COUNTING = """
+from mmreason.scoring import batch_reward
+
+@batch_reward()
+def counted(completion: list, group: list, state: dict) -> list:
+    state["seen"] = state.get("seen", 0) + len(completion)
+    return [state["seen"] / 10 + number / 100 for number in group]
+"""
+
+
+def test_saved_rollouts_are_scored_by_step_in_order_of_training(tmp_path: Path) -> None:
+    records = [(2, 0, "d"), (1, 0, "a"), (2, 1, "e"), (1, 0, "b"), (2, 0, "c")]
+    lines = [
+        json.dumps({"id": f"row/{group}", "step": step, "group": group, "completion": text})
+        for step, group, text in records
+    ]
+    (tmp_path / "rollouts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "counted.py").write_text(COUNTING)
+    out = io.StringIO()
+    score_file(str(tmp_path / "rollouts.jsonl"), "counted", out, [str(tmp_path / "counted.py")])
+    found = [json.loads(line)["rewards"]["counted"] for line in out.getvalue().splitlines()]
+    assert found == pytest.approx([0.5, 0.2, 0.51, 0.2, 0.5])
 
 
 # TRL's side

@@ -130,7 +130,7 @@ def bad_default(completion: str, *, share: Annotated[float, Field(le=1.0)] = 2.0
     return share
 
 
-def complex_option(completion: str, *, table: dict[str, int] = {}) -> float:  # noqa: B006
+def complex_option(completion: str, *, table: dict[str, list[int]] = {}) -> float:  # noqa: B006
     return 1.0
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,14 @@ from PIL import Image
 
 from mmreason.boxes import Frame
 from mmreason.config.compose import compose
-from mmreason.config.schema import TaskConfig
+from mmreason.config.schema import RewardConfig, TaskConfig
 from mmreason.data.base import TASKS, build_task
 from mmreason.data.image_quality import DISTORTIONS, distort, score_of
 from mmreason.data.pictures import PICTURES
 from mmreason.data.preview import write_contact_sheet
 from mmreason.data.random_calculation import Atom, Operation, split_of, value, write_latex
 from mmreason.data.time_series import CLASSES, draw_series, plot
-from mmreason.errors import ConfigError, MMReasonError
+from mmreason.errors import ConfigError
 from mmreason.rank_correlation import correlate, score_correlations
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.rescoring import rollout_from_record
@@ -81,11 +82,16 @@ def test_every_style_ends_with_the_target(index: int, difficulty: int, name: str
         assert ("<think></think>" in text) == (style == "direct")
 
 
-def scored(name: str, row: Row, texts: list[str], **options: Any) -> list[float]:
-    """Totals of several completions of one row under the rewards of `conf/reward/NAME.yaml`."""
-    config = compose("train", [f"task={name}"]).config
+@cache
+def rewards_of(name: str) -> RewardConfig:
+    """What `conf/reward/NAME.yaml` says."""
+    return compose("train", [f"task={name}"]).config.reward
+
+
+def scored(name: str, row: Row, texts: list[str]) -> list[float]:
+    """Totals of several completions of one row under the rewards of its task."""
     rollouts = [Rollout(row, 0, (), text, extract_answer(text), 0, "stop", (), "resized_px") for text in texts]
-    table = RewardRunner(config.reward).score(rollouts)
+    table = RewardRunner(rewards_of(name)).score(rollouts)
     assert not table.failures
     return [float(total) for total in table.total]
 
@@ -601,8 +607,3 @@ def test_a_saved_rollout_keeps_its_class() -> None:
     text = f"<think></think><class>{row.target['answer']}</class>"
     rollout = Rollout(row, 0, (), text, extract_answer(text), 1, "stop", geometry_of(row), "resized_px")
     assert rollout_from_record(rollout_record(rollout, 1, ["a.png"])).answer == row.target["answer"]
-
-
-def test_errors_are_the_projects_own() -> None:
-    with pytest.raises(MMReasonError):
-        build_task(TaskConfig(name="image_quality", distortions=["blur", "blur"]))

@@ -1,4 +1,4 @@
-"""The training verbs `train`, `sft` and `eval`: Hydra's flags, help, `--cfg job`, `-m` sweeps, the start.
+"""The training verbs `train`, `sft`, `collect`, `dpo` and `eval`: Hydra's flags, help, `--cfg job`, `-m` sweeps, the start.
 
 What enters: the words after the verb. What leaves: the exit code. Help reads only the file names and first
 comments of `conf/`, so it needs neither Hydra nor pydantic. Each job of a sweep is a process of its own: its
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _HEADS = {
     "train": "Train a policy with GRPO. Alone: the embedded tiny model learns grounding in minutes.",
     "sft": "Supervised training (cold start) on generated tasks or on your own rows.",
+    "collect": "Rejection sampling: sample answers, keep those that pass the filters, as rows or preference pairs.",
+    "dpo": "Preference training (DPO) on pairs of a chosen and a rejected answer.",
     "eval": "Score a policy on held-out rows, with confidence intervals.",
 }
 
@@ -50,6 +52,18 @@ _EXAMPLES = {
     "sft": [
         ("mmreason sft recipe=tiny_vlm", "retrain the embedded tiny model"),
         ("mmreason sft model=qwen2_5_vl_3b data=my.jsonl", "a real model on your own rows"),
+    ],
+    "collect": [
+        ("mmreason collect", "correct answers of the embedded tiny model to grounding, as rows.jsonl"),
+        (
+            "mmreason collect collect.prefer=shortest collect.min_pass_rate=0.2 collect.max_pass_rate=0.8",
+            "the shortest correct answer to each question that is neither too easy nor too hard",
+        ),
+        ("mmreason collect model=runs/NAME data=my.jsonl collect.pairs=true", "also preference pairs, of your own rows"),
+    ],
+    "dpo": [
+        ("mmreason dpo data=runs/NAME/pairs.jsonl", "on the pairs of a collection"),
+        ("mmreason dpo data=pairs.jsonl dpo.step_weights='{box: 0.5, answer: 0.5}'", "pairs of several steps, as VisRL"),
     ],
     "eval": [
         ("mmreason eval", "the embedded tiny model on grounding"),
@@ -157,6 +171,14 @@ def start(verb: str, composed: Composed) -> int:
         from mmreason.train.sft import run_sft
 
         run_sft(composed.config, composed.plain)
+    elif verb == "collect":
+        from mmreason.train.collect import run_collect
+
+        run_collect(composed.config, composed.plain)
+    elif verb == "dpo":
+        from mmreason.train.dpo import run_dpo
+
+        run_dpo(composed.config, composed.plain)
     else:
         from mmreason.evaluate import run_eval
 

@@ -16,7 +16,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ from mmreason.config.schema import RewardConfig, RunConfig, TaskConfig
 from mmreason.errors import ConfigError, MMReasonError
 
 CONFIG_MODULE = "mmreason.conf"
-COMMANDS = ("train", "sft", "eval")
+COMMANDS = ("train", "sft", "collect", "dpo", "eval")
 #: Longest run name that is made automatically; file systems stop at 255.
 MAX_NAME_CHARS = 120
 
@@ -89,15 +89,17 @@ def compose(
     config_dirs: Sequence[str | Path] = (),
     config_name: str | None = None,
     check_files: bool = False,
+    coming: Collection[str] = (),
 ) -> Composed:
     """Compose and check one configuration.
 
     Args:
-        command: `train`, `sft` or `eval`.
+        command: `train`, `sft`, `collect`, `dpo` or `eval`.
         overrides: Hydra overrides, plus the short forms `data=FILE` and `model=FOLDER_OR_HUB_ID`.
         config_dirs: more folders with config groups of the user's own (also: `hydra.searchpath=[…]`).
         config_name: primary config file; default: the command's own.
         check_files: also refuse data files, image roots, checkpoints and model folders that do not exist.
+        coming: files and folders that earlier stages will have made by then.
 
     Raises:
         ConfigError: with every problem found, one a line.
@@ -117,9 +119,10 @@ def compose(
     raw, choices = composed
     config = _validated(raw, problems)
     if config is not None and not problems:
-        problems += _disagreements(config)
-        problems += _ignored_words(config, words)
-        problems += _missing_files(config) if check_files else []
+        # A chain runs nothing itself: each of its stages is checked on its own (`mmreason.stages`).
+        problems += _disagreements(config) + _ignored_words(config, words) if not config.is_chain else []
+        problems += _chain_problems(config)
+        problems += _missing_files(config, coming) if check_files else []
     if problems or config is None:
         raise _refusal(command, problems)
     return Composed(config, plain_dict(config), tuple(overrides), choices)
@@ -241,6 +244,7 @@ def _hydra(folders: Sequence[Path], config_name: str | None) -> Iterator[Any]:
     ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
     OmegaConf.register_new_resolver("without_data_file", _without_data_file, replace=True)
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     main = next((folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None)
     if main is None:
         context = initialize_config_module(CONFIG_MODULE, job_name="mmreason", version_base="1.3")
@@ -369,6 +373,16 @@ def _without_data_file(phases: Any, *, _root_: DictConfig) -> Any:
     return [] if OmegaConf.select(_root_, "data.path") else phases
 
 
+def by_size(published: Any, tiny: Any, *, _root_: DictConfig) -> Any:
+    """Resolver `${by_size:PUBLISHED,TINY}`: what a paper used, or what suits the tiny models of this package."""
+    return tiny if is_tiny(str(OmegaConf.select(_root_, "model.name"))) else published
+
+
+def is_tiny(model: str) -> bool:
+    """The embedded model, or one made of random weights: both learn in minutes on a CPU."""
+    return model == "tiny" or model.startswith("random:")
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "-", text).strip("-.,=+_") or "x"
 
@@ -449,7 +463,11 @@ def _disagreements(config: RunConfig) -> list[str]:
         from mmreason.objectives.settings import objective_problems
 
         problems += objective_problems(config)
-    problems += _judge_problems(config) if config.command != "sft" else []
+    problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
+    if config.command == "dpo" and config.data.path is None:
+        problems.append("data.path is empty: mmreason dpo learns from pairs; give data=PAIRS.jsonl")
+    if config.command == "collect":
+        problems += _collect_problems(config)
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
@@ -460,6 +478,35 @@ def _disagreements(config: RunConfig) -> list[str]:
             "file; leave the recipe with the phases out (or add sft.phases=[]), or leave data out"
         )
     return problems
+
+
+def _collect_problems(config: RunConfig) -> list[str]:
+    """What `mmreason collect` could not do."""
+    from mmreason.reward_kit.composition import Condition
+
+    collect, active = config.collect, config.reward.active()
+    if not active:
+        return ["reward: no reward is active: nothing can be filtered; set one: reward.iou.weight=1"]
+    problems = []
+    if config.reward.correct is not None and Condition.parse(config.reward.correct).name not in active:
+        problems.append(f"reward.correct={config.reward.correct}: that reward is not active; add reward.NAME.weight=0")
+    if collect.pairs:
+        known = ["total", *active]
+        problems += [
+            f"collect.pair_scores: no reward '{name}' in this run.{explain.suggest_word(name, known)} There are {', '.join(known)}"
+            for name in collect.pair_scores
+            if name not in known
+        ]
+    return problems
+
+
+def _chain_problems(config: RunConfig) -> list[str]:
+    if config.stages and config.command in ("sft", "collect", "dpo"):
+        return [
+            f"stages: the recipe is a chain, which `mmreason train` runs; for `mmreason {config.command}` alone, with the "
+            "options that its stages share, add stages=[]"
+        ]
+    return []
 
 
 def _judge_problems(config: RunConfig) -> list[str]:
@@ -482,10 +529,11 @@ def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
     return []
 
 
-def _missing_files(config: RunConfig) -> list[str]:
-    """Files and folders that the run would need and that are not there."""
+def _missing_files(config: RunConfig, coming: Collection[str]) -> list[str]:
+    """Files and folders that the run would need and that are not there, nor coming."""
     problems = []
-    if config.data.path is not None and not Path(config.data.path).expanduser().is_file():
+    path = config.data.path
+    if path is not None and path not in coming and not Path(path).expanduser().is_file():
         problems.append(f"data.path={config.data.path}: no such file{_nearby(Path(config.data.path))}")
     if config.data.image_root is not None and not Path(config.data.image_root).expanduser().is_dir():
         problems.append(f"data.image_root={config.data.image_root}: no such folder")
@@ -496,7 +544,9 @@ def _missing_files(config: RunConfig) -> list[str]:
     judge = config.judge.model if config.judge.kind == "local" else None
     names = {"model.name": config.model.name, "eval.compare": config.eval.compare, "judge.model": judge}
     for key, name in names.items():
-        if name is not None and looks_like_folder(name) and not Path(name).expanduser().is_dir():
+        if name is None or name in coming:
+            continue
+        if looks_like_folder(name) and not Path(name).expanduser().is_dir():
             problems.append(f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
     if config.judge.api_key_env is not None and not os.environ.get(config.judge.api_key_env, "").strip():
         problems.append(

@@ -103,6 +103,9 @@ class DataConfig(Section):
     eval_share: Share = Field(0.2, description="share of the rows held out for evaluation")
     max_image_pixels: PositiveInt = Field(40_000_000, description="images with more pixels are refused before decoding")
     max_image_bytes: PositiveInt = Field(50_000_000, description="image files larger than this are refused")
+    caption_column: str | None = Field(
+        None, min_length=1, description="column with a text about the image that is put before the question; null = none"
+    )
 
 
 class CropAugment(Section):
@@ -298,6 +301,10 @@ class RolloutConfig(Section):
     refill_by: Literal["total", "correct"] = Field(
         "total", description="a group teaches if its total rewards differ, or if some but not all are reward.correct"
     )
+    replay_groups: NonNegativeInt = Field(
+        0, description="most informative groups that are kept to replace later ones that teach nothing; 0 = off"
+    )
+    replay_max_age: PositiveInt = Field(8, description="steps after which a kept group is dropped")
 
 
 class TrainerConfig(Section):
@@ -342,6 +349,160 @@ class SftConfig(Section):
     batch_size: PositiveInt = Field(32, description="rows per optimizer step on one process")
     final_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="weights of final/; 16 bits halve its size"
+    )
+
+
+class CollectConfig(Section):
+    """Rejection sampling by `mmreason collect`: what is sampled, what of it is kept.
+
+    Correct means that `reward.correct` holds; where it is not set, what counts as accuracy in a held-out evaluation.
+    """
+
+    rows: PositiveInt | None = Field(
+        None, description="rows to sample for; null = 256 of a task, every training row of a data file"
+    )
+    first_row: NonNegativeInt = Field(0, description="training rows that are passed over first")
+    samples_per_row: PositiveInt = Field(8, description="completions sampled for each row")
+    rows_at_once: PositiveInt = Field(16, description="rows sampled, scored and written together")
+    correct_only: bool = Field(True, description="keep only completions that are correct")
+    min_pass_rate: Share = Field(0.0, description="rows with a smaller share of correct completions are left out")
+    max_pass_rate: Share = Field(1.0, description="rows with a larger share of correct completions are left out")
+    reflective_only: bool = Field(False, description="keep only completions with one of the reflective phrases")
+    reflective_phrases: tuple[str, ...] = Field(
+        ("wait", "hmm", "let me check", "let me verify", "double-check", "re-examine", "look again", "on second thought"),
+        min_length=1,
+        description="what counts as reflection: whole words, whatever the case",
+    )
+    drop_duplicates: bool = Field(True, description="keep equal completions of a row once")
+    prefer: Literal["first", "shortest", "highest"] = Field(
+        "first", description="which completions of a row are kept: sampled first, fewest tokens, highest total reward"
+    )
+    max_per_row: PositiveInt = Field(1, description="completions kept of one row at most")
+    pairs: bool = Field(False, description="also write pairs.jsonl, preference pairs for `mmreason dpo`")
+    pair_by: Literal["correct", "scores"] = Field(
+        "correct", description="chosen and rejected: a correct and a wrong one, or by pair_scores (VisRL)"
+    )
+    pair_scores: tuple[str, ...] = Field(
+        ("total",),
+        min_length=1,
+        description="rewards, or total: the first ranks, and all must reach the two bounds",
+    )
+    chosen_min: float = Field(0.8, description="pair_by=scores: least scores of a chosen completion")
+    rejected_max: float = Field(0.2, description="pair_by=scores: greatest scores of a rejected completion")
+    max_pairs_per_row: PositiveInt = Field(1, description="pair_by=correct: pairs made of one row at most")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> CollectConfig:
+        for low, high in (("min_pass_rate", "max_pass_rate"), ("rejected_max", "chosen_min")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"collect.{low}={getattr(self, low):g} is above collect.{high}={getattr(self, high):g}")
+        if self.rejected_max == self.chosen_min:
+            raise ValueError("collect.rejected_max must be below collect.chosen_min: a pair needs a difference")
+        if not all(phrase.strip() for phrase in self.reflective_phrases):
+            raise ValueError("collect.reflective_phrases: an empty phrase is in every completion")
+        return self
+
+
+class DpoConfig(Section):
+    """Preference training by `mmreason dpo` on pairs of completions (arXiv 2305.18290; by steps, arXiv 2503.07523)."""
+
+    beta: PositiveFloat = Field(0.1, description="how far the policy may move from its start; smaller = further")
+    batch_size: PositiveInt = Field(8, description="pairs per optimizer step on one process")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="pairs per forward/backward; null = the whole step at once"
+    )
+    step_weights: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="steps of a pair that count, with their weights; VisRL: {box: 1}, then {box: 0.5, answer: 0.5}. "
+        "Empty = {answer: 1}",
+    )
+    max_prompt_tokens: PositiveInt = Field(4096, description="a pair with a longer prompt is a bad row")
+    max_completion_tokens: PositiveInt = Field(2048, description="a pair with a longer completion is a bad row")
+
+    @model_validator(mode="after")
+    def _micro_batches_fit(self) -> DpoConfig:
+        micro = self.micro_batch_size
+        if micro is not None and self.batch_size % micro != 0:
+            raise ValueError(f"dpo.micro_batch_size={micro} does not divide dpo.batch_size={self.batch_size}")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """Step of a pair -> its weight in the loss."""
+        return dict(self.step_weights) or {"answer": 1.0}
+
+
+#: A name that can be a folder's.
+FOLDER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"
+
+
+class StageConfig(Section):
+    """One stage of a chain: a command of its own, with the chain's options and its own on top.
+
+    `model`, `compare`, `rows_from` and `pairs_from` name an earlier stage, or `previous`: the newest one that left a
+    model, rows or pairs.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=60, pattern=FOLDER_NAME)]
+    command: Literal["sft", "collect", "dpo", "train", "eval"]
+    #: Options that differ from the chain's, by dotted key or group: `{"trainer.steps": 50, "objective": "dapo"}`.
+    set: dict[str, Any] = Field(default_factory=dict)
+    #: Whose `final/` it starts from: `previous`, `start` (the chain's own model), or a stage.
+    model: str = Field("previous", min_length=1)
+    #: For `eval`: the model that is compared with, `start` or a stage.
+    compare: str | None = None
+    #: Whose `rows.jsonl` is its `data.path`.
+    rows_from: str | None = None
+    #: For `dpo`: whose `pairs.jsonl` is its `data.path`.
+    pairs_from: str | None = None
+
+
+class UntilConfig(Section):
+    """A phase ends when the mean of a metric over its newest values passes a bound (SATURN, arXiv 2505.16368)."""
+
+    #: As in `metrics.jsonl`: `reward`, `rewards/exact`, `correct`, `eval/accuracy`, …
+    metric: str = Field(min_length=1)
+    above: float | None = None
+    below: float | None = None
+    #: Newest values that the mean is taken over; all of them from this phase.
+    over_steps: PositiveInt = 1
+    #: Steps that the phase lasts at least.
+    min_steps: NonNegativeInt = 0
+    #: Steps after which it ends in any case; null = it may last to the end of the run.
+    max_steps: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> UntilConfig:
+        where = "curriculum.phases: until"
+        if (self.above is None) == (self.below is None):
+            raise ValueError(f"{where} (metric={self.metric}) needs either above or below")
+        if self.max_steps is not None and self.max_steps < max(self.min_steps, self.over_steps):
+            raise ValueError(
+                f"{where}: max_steps={self.max_steps} ends the phase before min_steps={self.min_steps} and "
+                f"over_steps={self.over_steps} let the metric count; raise it, or use until_step alone"
+            )
+        return self
+
+
+class PhaseConfig(Section):
+    """One phase of a curriculum: what differs from the run's own options, and when it is over."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60, pattern=FOLDER_NAME)]
+    #: The phase is over when the run has done this many steps.
+    until_step: PositiveInt | None = None
+    #: The phase is over when a metric passes a bound.
+    until: UntilConfig | None = None
+    #: The phase lasts until somebody ends it.
+    by_hand: bool = False
+    #: Options that differ from the run's own, as sections or dotted keys: `{task: {caption: true}}`.
+    set: dict[str, Any] = Field(default_factory=dict)
+
+
+class CurriculumConfig(Section):
+    """Phases of one training run, one after the other (`docs/curricula.md`)."""
+
+    phases: tuple[PhaseConfig, ...] = Field((), description="phases in order; empty = the whole run is one")
+    phase: str | None = Field(
+        None, min_length=1, description="go on in this phase: at the start, or once, when a run is continued"
     )
 
 
@@ -428,11 +589,18 @@ class JudgeConfig(Section):
         return self
 
 
+class AboutConfig(Section):
+    """What a recipe says of itself; `mmreason recipe list` and the run page show it."""
+
+    made_of: str = Field("", description="the parts it is put together from")
+    deviations: tuple[str, ...] = Field((), description="what differs from the source, and why")
+
+
 class RunConfig(Section):
     """The whole run."""
 
-    command: Literal["train", "sft", "eval"] = "train"
-    name: Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")] = Field(
+    command: Literal["train", "sft", "collect", "dpo", "eval"] = "train"
+    name: Annotated[str, Field(min_length=1, pattern=FOLDER_NAME)] = Field(
         "run", description="name of the run folder"
     )
     out: str = Field("runs", description="folder of run folders")
@@ -441,6 +609,7 @@ class RunConfig(Section):
         "none", description="none | auto (newest complete checkpoint of this run) | a checkpoint folder"
     )
     source: str = Field("", description="paper or page that the recipe follows")
+    about: AboutConfig = Field(default_factory=AboutConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     task: TaskConfig = Field(default_factory=TaskConfig)
@@ -451,6 +620,12 @@ class RunConfig(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     trainer: TrainerConfig = Field(default_factory=TrainerConfig)
     sft: SftConfig = Field(default_factory=SftConfig)
+    collect: CollectConfig = Field(default_factory=CollectConfig)
+    dpo: DpoConfig = Field(default_factory=DpoConfig)
+    stages: tuple[StageConfig, ...] = Field(
+        (), description="commands that `mmreason train` runs one after the other instead of one training run"
+    )
+    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
 
@@ -460,6 +635,11 @@ class RunConfig(Section):
         if self.command == "sft" and self.sft.phases:
             return sum(phase.steps for phase in self.sft.phases)
         return self.trainer.steps
+
+    @property
+    def is_chain(self) -> bool:
+        """`mmreason train` runs the stages; other commands take the options that the stages share."""
+        return bool(self.stages) and self.command == "train"
 
     @property
     def rows_per_step(self) -> int:
@@ -480,7 +660,7 @@ class RunConfig(Section):
                 f"trainer.save_every_steps={every} must be a multiple of objective.num_iterations="
                 f"{self.objective.num_iterations}: a checkpoint inside a generation cycle cannot be resumed exactly"
             )
-        if self.command != "eval" and self.trainer.warmup_steps > self.total_steps:
+        if self.command not in ("collect", "eval") and self.trainer.warmup_steps > self.total_steps:
             raise ValueError(
                 f"trainer.warmup_steps={self.trainer.warmup_steps} exceeds the run's {self.total_steps} steps"
             )

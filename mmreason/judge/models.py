@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from mmreason.config.schema import JudgeConfig
 from mmreason.errors import ModelError
-from mmreason.judge.questions import Question, break_marks
+from mmreason.judge.questions import Question, break_tokens
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.records import Message, Row
 from mmreason.train.checkpoints import random_states_kept
@@ -181,9 +181,9 @@ class LocalModel:
 def messages_of(question: Question, reserved: Sequence[str]) -> list[Message]:
     """The chat of a question; no text in it can be taken for one of the model's special tokens."""
     pictures = [{"type": "image"} for _ in question.pictures]
-    text = {"type": "text", "text": break_marks(question.text, reserved)}
+    text = {"type": "text", "text": break_tokens(question.text, reserved)}
     return [
-        {"role": "system", "content": [{"type": "text", "text": break_marks(question.system, reserved)}]},
+        {"role": "system", "content": [{"type": "text", "text": break_tokens(question.system, reserved)}]},
         {"role": "user", "content": [*pictures, text]},
     ]
 

@@ -159,14 +159,13 @@ def _visible(letter: str) -> str:
     return "" if kind in ("Cc", "Cf") and letter not in "\n\t" else letter
 
 
-def break_marks(text: str, reserved: Iterable[str] = ()) -> str:
-    """Put a space behind the first sign of every mark, so that no reader and no tokenizer takes it for one.
+def break_marks(text: str) -> str:
+    """Put a space behind the first sign of every mark, so that no reader takes it for one."""
+    return _MARKS.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
 
-    Args:
-        text: any text.
-        reserved: marks beside the common ones: a tokenizer's special tokens.
-    """
-    text = _MARKS.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)
+
+def break_tokens(text: str, reserved: Iterable[str]) -> str:
+    """Put a space behind the first sign of every special token, so that no tokenizer takes it for one."""
     for token in reserved:
         if len(token) > 1:
             text = text.replace(token, f"{token[0]} {token[1:]}")

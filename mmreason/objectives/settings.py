@@ -121,16 +121,22 @@ def _advantage_problems(config: RunConfig, transform: ActiveAdvantage) -> list[s
 def _refill_problems(config: RunConfig) -> list[str]:
     rollout = config.rollout
     problems = []
-    if rollout.refill_by == "correct" and rollout.refill_rounds == 0:
-        problems.append("rollout.refill_by=correct changes nothing while rollout.refill_rounds=0")
-    if rollout.refill_rounds and rollout.refill_by == "correct" and config.reward.correct is None:
+    chooses = rollout.refill_rounds or rollout.replay_groups
+    if rollout.refill_by == "correct" and not chooses:
+        problems.append(
+            "rollout.refill_by=correct changes nothing while rollout.refill_rounds=0 and rollout.replay_groups=0"
+        )
+    if chooses and rollout.refill_by == "correct" and config.reward.correct is None:
         problems.append("rollout.refill_by=correct: set reward.correct, such as reward.correct='exact > 0.5'")
     if rollout.refill_rounds and config.objective.scale_rewards == "batch":
         problems.append(
             "objective.scale_rewards=batch would divide the groups of each refill round by another number: use group or none"
         )
-    if rollout.refill_rounds and config.policy.prompt_once == "off":
-        problems.append("rollout.refill_rounds needs shared prompts: leave policy.prompt_once=off out")
+    if chooses and config.policy.prompt_once == "off":
+        option = "refill_rounds" if rollout.refill_rounds else "replay_groups"
+        problems.append(f"rollout.{option} needs shared prompts: leave policy.prompt_once=off out")
+    if rollout.replay_groups and config.objective.num_iterations > 1:
+        problems.append("rollout.replay_groups works with objective.num_iterations=1 only")
     return problems
 
 

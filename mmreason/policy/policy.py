@@ -289,8 +289,21 @@ class Policy:
     # ------------------------------------------------------------------ sampling
 
     @torch.no_grad()
-    def generate(self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float = 0.0) -> list[list[int]]:
+    def generate(
+        self,
+        prepared: Sequence[Prepared],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[list[int]]:
         """Sample one completion a prompt; `temperature=0` is greedy and draws no random number.
+
+        Args:
+            prepared: the prompts; one that is there several times is read once where prompts are shared.
+            max_new_tokens: completion limit.
+            temperature: of sampling.
+            top_k: 0 = off. top_p: 1 = off.
 
         Returns:
             Token ids as sampled, the end-of-turn token included and nothing after it.
@@ -299,16 +312,18 @@ class Policy:
         self.model.eval()
         try:
             if self.sharing is not None:
-                return self._generate_shared(self.sharing, prepared, max_new_tokens, temperature)
-            return self._generate_stock(prepared, max_new_tokens, temperature)
+                return self._generate_shared(self.sharing, prepared, max_new_tokens, temperature, top_k, top_p)
+            return self._generate_stock(prepared, max_new_tokens, temperature, top_k, top_p)
         finally:
             self.model.train(was_training)
 
-    def _generate_stock(self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float) -> list[list[int]]:
+    def _generate_stock(
+        self, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float, top_k: int, top_p: float
+    ) -> list[list[int]]:
         inputs = self.batch(prepared)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.stop_token_ids,
@@ -321,16 +336,21 @@ class Policy:
         return [self.trim(ids) for ids in new]
 
     def _generate_shared(
-        self, sharing: Sharing, prepared: Sequence[Prepared], max_new_tokens: int, temperature: float
+        self,
+        sharing: Sharing,
+        prepared: Sequence[Prepared],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> list[list[int]]:
         from mmreason.prompt_once.generation import Sampling
         from mmreason.prompt_once.prompts import PromptStore
 
         store = PromptStore(self)
         prompts = store.add(prepared)
-        sampling = Sampling(
-            max_new_tokens, temperature, stops=tuple(self.stop_token_ids), banned=tuple(self.banned_token_ids)
-        )
+        stops, banned = tuple(self.stop_token_ids), tuple(self.banned_token_ids)
+        sampling = Sampling(max_new_tokens, temperature, top_k, top_p, stops, banned)
         return sharing.generation(self.model, store, prompts).sample(sampling)
 
     def trim(self, ids: Sequence[int]) -> list[int]:

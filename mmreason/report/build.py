@@ -241,7 +241,7 @@ def _add_rewards(
     weights = reward_weights(config)
     metrics = folder.metrics if data["series"] else None
     failures = FailureLog().read(read_metrics(metrics) if metrics else ())
-    calls = _completions_a_step(config)
+    calls = _completions_a_step(config) or survey.get("rollouts_a_step")
     data["rewards"] = describe_rewards(survey, failures, weights, first_errors(summary), calls)
     if metrics:
         zero_steps = number(_option(config, "reward", "zero_alarm_steps"))

@@ -51,22 +51,20 @@ class RewardSurvey:
     def __init__(self) -> None:
         self.names: dict[str, int] = {TOTAL: 0, LENGTH: 1}
         self.left_out = 0
+        #: Name as records write it -> column.
+        self._places: dict[str, int] = {}
+        #: Steps, as often as they change: the rollouts of a step follow each other.
+        self._steps, self._last_step = 0, -math.inf
         self._chunk = _Chunk()
         self._extents = _Extents()
         self._tally: _Tally | None = None
 
     def measure(self, record: Record) -> None:
         """First reading: which rewards there are, and between which bounds they lie."""
-        rewards = record.get("rewards")
-        for name in rewards if isinstance(rewards, Mapping) else ():
-            short = _column_name(name)
-            if short in self.names:
-                continue
-            if len(self.names) < MAX_REWARDS + 2:
-                self.names[short] = len(self.names)
-            else:
-                self.left_out += 1
-        self._chunk.add(record, self.names)
+        step = _step(record)
+        self._steps += step != self._last_step and not math.isnan(step + self._last_step)
+        self._last_step = step
+        self._chunk.add(self._row(record, learn=True), step)
         if len(self._chunk) >= CHUNK_ROWS:
             self._extents.update(*self._chunk.take(len(self.names))[:2])
 
@@ -76,16 +74,17 @@ class RewardSurvey:
         if not self._extents.rows:
             return  # nothing was there to measure, and the file has grown since
         # Rows of a group stay together: they follow each other, and a step ends all of its groups.
-        if len(self._chunk) >= CHUNK_ROWS and self._chunk.begins_group(record):
+        step, key = _step(record), group_key(record)
+        if len(self._chunk) >= CHUNK_ROWS and self._chunk.begins_group(step, key):
             tally.update(*self._chunk.take(len(self.names)))
-        self._chunk.add(record, self.names)
+        self._chunk.add(self._row(record), step, key)
 
     def result(self) -> dict[str, Any]:
         """What the page shows; an empty dict if there was no record.
 
         Returns:
             `early` and `late` (first and last step of both ends of the run, `None` if there is one step only),
-            `rewards` (a list, the total first), `matrix` (names, and `r` and `n` over all completions and `within`
+            `rollouts` and `rollouts_a_step`, `rewards` (a list, the total first), `matrix` (names, and `r` and `n` over all completions and `within`
             groups) and `left_out` (values of rewards beyond `MAX_REWARDS`).
         """
         tally = self._opened()
@@ -98,10 +97,39 @@ class RewardSurvey:
             "early": tally.periods[0],
             "late": tally.periods[1],
             "rollouts": self._extents.rows,
+            "rollouts_a_step": self._extents.rows / max(1, self._steps),
             "rewards": [{"name": name, **tally.describe(self.names[name])} for name in shown],
             "matrix": {"names": list(self.names), **tally.correlations()},
             "left_out": self.left_out,
         }
+
+    def _row(self, record: Record, learn: bool = False) -> dict[int, float]:
+        """Column -> value of one record; `learn` makes columns for new rewards."""
+        row = {0: _bounded(record.get("reward")), 1: _bounded(record.get("num_tokens"))}
+        rewards = record.get("rewards")
+        if not isinstance(rewards, Mapping):
+            return row
+        for name, value in rewards.items():
+            column = self._places.get(name)
+            if column is None:
+                column = self._place(str(name), learn)
+            if column is not None:
+                row[column] = _bounded(value)
+        return row
+
+    def _place(self, name: str, learn: bool) -> int | None:
+        """The column of a reward that is long, new or one too many."""
+        short = _column_name(name)
+        if short not in self.names:
+            if not learn:
+                return None
+            if len(self.names) >= MAX_REWARDS + 2:
+                self.left_out += 1
+                return None
+            self.names[short] = len(self.names)
+        if len(name) <= len(short):
+            self._places[name] = self.names[short]
+        return self.names[short]
 
     def _opened(self) -> _Tally:
         if self._tally is None:
@@ -122,21 +150,14 @@ class _Chunk:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def begins_group(self, record: Record) -> bool:
-        """The record belongs to another step or, where a step is huge, at least to another group."""
-        step = _step(record)
-        return step != self._steps[-1] or (len(self) >= 4 * CHUNK_ROWS and group_key(record) != self._keys[-1])
+    def begins_group(self, step: float, key: bytes) -> bool:
+        """A record belongs to another step or, where a step is huge, at least to another group."""
+        return step != self._steps[-1] or (len(self) >= 4 * CHUNK_ROWS and key != self._keys[-1])
 
-    def add(self, record: Record, names: Mapping[str, int]) -> None:
-        row = {0: _bounded(record.get("reward")), 1: _bounded(record.get("num_tokens"))}
-        rewards = record.get("rewards")
-        for name, value in rewards.items() if isinstance(rewards, Mapping) else ():
-            column = names.get(_column_name(name))
-            if column is not None:
-                row[column] = _bounded(value)
+    def add(self, row: dict[int, float], step: float, key: bytes = b"") -> None:
         self._rows.append(row)
-        self._steps.append(_step(record))
-        self._keys.append(group_key(record))
+        self._steps.append(step)
+        self._keys.append(key)
 
     def take(self, num_columns: int) -> tuple[FloatArray, FloatArray, IntArray]:
         """Values `[n, K]`, NaN where there is none; steps `[n]`; number of the group within the chunk `[n]`."""
@@ -395,6 +416,8 @@ def _column_name(name: object) -> str:
 
 
 def _bounded(value: object) -> float:
+    if type(value) is float and -_LARGEST <= value <= _LARGEST:
+        return value
     known = number(value)
     return math.nan if known is None else min(max(known, -_LARGEST), _LARGEST)
 

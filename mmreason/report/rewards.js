@@ -109,7 +109,7 @@
         kinds.map(([kind, value]) => el("p", { class: "hint" }, kind.replaceAll("_", " ") + ": " + count(value))), detail);
     }
     const series = Object.fromEntries(kinds.map(([kind]) => ["/" + kind.replaceAll("_", " "), found.curves[kind]]));
-    const figure = mmreason.chart({ title: "Failed calls", prefix: "/", percent: true }, Object.keys(series), series, cursor);
+    const figure = mmreason.chart({ title: "Failed calls, share", prefix: "/", percent: true }, Object.keys(series), series, cursor);
     if (detail) figure.append(detail);
     return figure;
   }
@@ -155,7 +155,7 @@
       const r = told.matrix[scope].r[i][j], n = told.matrix[scope].n[i][j];
       const title = names[i] + " and " + names[j] + ": " + (r === null ? "one of them does not vary" : "r = " + r.toFixed(3).replace("-", "−")) + ", n = " + n;
       const node = el("td", { class: r === null ? "still" : r < 0 ? "against" : "along", title },
-        r === null ? "–" : show(r).replace(/^−0\.00$/, "0.00"), el("small", {}, "n " + n.toLocaleString("en")));
+        r === null ? "–" : r.toFixed(2).replace(/^-0\.00$/, "0.00").replace("-", "−"), el("small", {}, "n " + n.toLocaleString("en")));
       node.style.setProperty("--strength", Math.round(Math.abs(r || 0) * 75) + "%");
       return node;
     }
@@ -188,7 +188,7 @@
       el("details", { class: "meanings" }, el("summary", {}, "How to read this"),
         el("dl", {}, MEANINGS.map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, text))))),
       el("p", { class: "hint" }, watched(series)),
-      told.cards.map((item) => card(item, told, cursor)));
+      ...told.cards.map((item) => card(item, told, cursor)));
     if (told.left_out) root.append(el("p", { class: "hint" }, "Values of further rewards are left out: " + told.left_out + "."));
     if (told.matrix) root.append(matrix(told));
   };

@@ -55,7 +55,7 @@ def collect_alarms(
         {
             "key": shorten(key, 120),
             "step": first.step,
-            "text": shorten(first.text, MAX_ALARM_CHARS),
+            "text": shorten(first.text.removeprefix(f"step {first.step}: "), MAX_ALARM_CHARS),
             "until": last.until,
             "times": times,
         }

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 NEEDS: Mapping[str, str] = {
     "rollout": "Rollout: everything about the completion",
     "completion": "str: all text the model wrote",
-    "answer": "str | None: content of the last complete answer block outside the thinking",
+    "answer": "str | None: the last complete answer block, or else boxed text, outside the thinking",
     "target": "Mapping[str, Any]: what is right, see Row.target",
     "geometry": "tuple[ImageGeometry, ...]: how the model sees each image",
     "box_frame": "Frame: the frame in which the model writes boxes",
@@ -49,7 +49,7 @@ SHAPER_NEEDS: Mapping[str, str] = {
     "num_tokens": "int array [N]: number of sampled tokens",
     "correct": "float64 array [N]: 1 where reward.correct holds, 0 where not, NaN where it cannot be told",
     "completion": "list of N × str: all text the model wrote",
-    "answer": "list of N × (str | None): content of the last complete answer block",
+    "answer": "list of N × (str | None): the last complete answer block, or else boxed text, outside the thinking",
     "target": "list of N × Mapping[str, Any]: what is right, see Row.target",
     "columns": "list of N × Mapping[str, Any]: the rows' other columns",
     "row_id": "list of N × str: id of the row, the same at every step",

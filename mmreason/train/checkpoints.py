@@ -39,6 +39,7 @@ FREE_OPTIONS = (
     "out",
     "resume",
     "source",
+    "about",
     "sft",
     "reward.max_failure_share",
     "reward.workers",

@@ -28,6 +28,7 @@ from mmreason.config.schema import RunConfig
 from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
 from mmreason.judge.service import JudgeService
 from mmreason.labelled_boxes import says_nothing_is_there
+from mmreason.objectives.replay import ReplayBuffer
 from mmreason.objectives.settings import OWN_LOSSES
 from mmreason.policy.policy import Policy
 from mmreason.prompt_once.support import enable
@@ -45,7 +46,8 @@ from mmreason.train.checkpoints import (
 )
 from mmreason.train.gathering import AllProcesses
 from mmreason.train.objective_hooks import StepFacts
-from mmreason.train.refill import RefilledBatches, SampledBatch
+from mmreason.train.refill import SampledBatch
+from mmreason.train.replay import ReplayedBatches
 from mmreason.train.rows import TrainingRows
 
 _CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
@@ -140,7 +142,7 @@ class RewardColumn:
         raise NotImplementedError("rewards are scored together in MMReasonGRPOTrainer._calculate_rewards")
 
 
-class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
+class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
     """TRL's GRPO with our rows, rewards, records and checkpoints.
 
     Args:
@@ -188,7 +190,8 @@ class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
         self._losses: list[torch.Tensor] = []
         self.set_up_objective()
         self.check_refill(process_state().num_processes)
-        self._boundary: tuple[RandomStates, dict[str, Any]] | None = None
+        self.set_up_replay(process_state().num_processes)
+        self._boundary: tuple[RandomStates, dict[str, Any], ReplayBuffer | None] | None = None
         needs_reference = config.objective.beta > 0 or config.objective.loss_type == "trpa"
         if needs_reference and config.model.lora.rank == 0 and not policy.model.config._name_or_path:
             raise ModelError(
@@ -258,7 +261,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Why: rows are drawn and images decoded here, once a prompt, however often it is repeated."""
-        self._boundary = RandomStates.capture(), self.rewards.state_dict()
+        self._boundary = RandomStates.capture(), self.rewards.state_dict(), self.replay_snapshot()
         with self.clock.stage("preprocess"):
             output = self.complete_objective(self.filled_batch(inputs))
             self._record(output["advantages"])
@@ -443,12 +446,13 @@ class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
 
     def extra_state(self) -> Mapping[str, Any]:
         rewards = self.rewards.state_dict() if self.rewards.keeps_state else {}
-        return {"rewards": rewards, "objective": self.objective_state()}
+        return {"rewards": rewards, "objective": self.objective_state(), "replay": self.replay_state()}
 
     def _load_extra_state(self, state: Mapping[str, Any]) -> None:
         if self.rewards.keeps_state:
             self.rewards.load_state_dict(state.get("rewards", {}))
         self.load_objective_state(state.get("objective", {}))
+        self.load_replay_state(state.get("replay", {}))
 
     def _save_after_failure(self) -> str:
         """Save if the run can be continued exactly from here; returns a sentence about it."""
@@ -462,7 +466,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, RefilledBatches):
         if not on_boundary or not sound or self._boundary is None or self.accelerator.num_processes > 1:
             return f"Last checkpoint: {kept[-1]}" if kept else "No checkpoint: no step had been finished."
         # What was drawn and noted of the step that failed is not part of the checkpoint before it.
-        random_states, reward_states = self._boundary
+        random_states, reward_states, self.replay = self._boundary
         random_states.restore()
         self.rewards.load_state_dict(reward_states)
         self._save_checkpoint(self.model, None)

@@ -88,8 +88,7 @@ class ObjectiveHooks(SharedPrompts):
         self.correct = Condition.parse(self.run_config.reward.correct) if self.run_config.reward.correct else None
         self.guard = None
         if any(term.spec.name == "perception_kl" for term in self.terms):
-            options = config.guard.model_dump(exclude={"enabled"})
-            self.guard = CollapseGuard(GuardOptions(**options))
+            self.guard = CollapseGuard(GuardOptions(**config.guard.model_dump()))
         self.objective_alarm = ""
         self._guard_factor = 1.0
         self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -278,7 +277,7 @@ class ObjectiveHooks(SharedPrompts):
         factor = 1.0
         if term.options.schedule is not None:
             factor = schedules.piecewise_linear(self.progress, term.options.schedule)
-        if term.spec.name in GUARDED_TERMS and self.run_config.objective.guard.enabled:
+        if term.spec.name in GUARDED_TERMS:
             factor *= self._guard_factor
         return float(term.options.coefficient * factor)
 

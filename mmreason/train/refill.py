@@ -82,13 +82,17 @@ class RefilledBatches(ObjectiveHooks):
         config = self.run_config
         if config.rollout.refill_rounds == 0:
             return
-        if self.sharing is None:
-            raise ModelError("rollout.refill_rounds needs shared prompts, and this model's are not shared; see above")
+        self.check_shared("rollout.refill_rounds")
         if config.rollout.prompts_per_step % num_processes:
             raise ConfigError(
                 f"rollout.refill_rounds needs whole groups on each process, and rollout.prompts_per_step="
                 f"{config.rollout.prompts_per_step} is no multiple of the {num_processes} processes"
             )
+
+    def check_shared(self, option: str) -> None:
+        """Raise `ModelError` unless prompts are shared: batches of pictures cannot be cut and joined."""
+        if self.sharing is None:
+            raise ModelError(f"{option} needs shared prompts, and this model's are not shared; see above")
 
     def filled_batch(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """A generation batch for `inputs`, refilled as `rollout.refill_rounds` allows."""

@@ -182,10 +182,10 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         print(f"step {state.global_step}/{self.total}  loss {logs['loss']:.4f}  {seconds:.0f} s", flush=True)
 
 
-def sft_arguments(config: RunConfig, output_dir: Path, steps: int) -> TrainingArguments:
-    """Map our options to transformers' `TrainingArguments`."""
+def sft_arguments(config: RunConfig, output_dir: Path, steps: int, **changes: Any) -> TrainingArguments:
+    """Map our options to transformers' `TrainingArguments`; `changes` are for trainers that build on this one."""
     trainer = config.trainer
-    return TrainingArguments(
+    usual: dict[str, Any] = dict(
         output_dir=str(output_dir),
         max_steps=steps,
         per_device_train_batch_size=config.sft.batch_size,
@@ -209,6 +209,7 @@ def sft_arguments(config: RunConfig, output_dir: Path, steps: int) -> TrainingAr
         seed=config.seed,
         use_cpu=not torch.cuda.is_available(),
     )
+    return TrainingArguments(**{**usual, **changes})
 
 
 class SupervisedTrainer(SealedCheckpoints, Trainer):  # type: ignore[misc]
