@@ -7,6 +7,7 @@ real path, checked to lie inside the image root, and `ImageLoader` opens it when
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from mmreason.config.schema import DataConfig
-from mmreason.data.row_forms import RawRow, RowProblem, interpret
+from mmreason.data.captioned import with_caption
+from mmreason.data.row_forms import RawRow, RowProblem, interpret, refuse_control
 from mmreason.errors import DataError, ImageError
 from mmreason.images import ImageLoader, ImageRefused
 from mmreason.labelled_boxes import images_of_boxes
@@ -174,6 +176,8 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
             if isinstance(value, RowProblem):
                 raise value
             raw = interpret(value)
+            if config.caption_column is not None:
+                raw = captioned(raw, config.caption_column)
             row_id = raw.id if raw.id is not None else f"{path.name}:{line}"
             if row_id in seen:
                 raise RowProblem("duplicate id", f"'{row_id}' is also the id of line {seen[row_id]}; make ids unique")
@@ -186,6 +190,15 @@ def scan(config: DataConfig, inspect: Inspect) -> Iterator[ScannedRow]:
         else:
             seen[row_id] = line
             yield ScannedRow(line, row, None, sizes)
+
+
+def captioned(raw: RawRow, column: str) -> RawRow:
+    """The row with the text of a column in front of its question; raises `RowProblem` if there is none."""
+    caption = raw.columns.get(column)
+    if not isinstance(caption, str) or not caption.strip():
+        raise RowProblem("no caption", f"`{column}` (data.caption_column) must be a text with something in it")
+    refuse_control(caption, f"`{column}`: leave it out")
+    return dataclasses.replace(raw, messages=with_caption(raw.messages, caption))
 
 
 def once_each(inspect: Inspect) -> Inspect:

@@ -1,4 +1,4 @@
-"""What the three scene tasks share: drawing the row's scene, and the two ways of answering.
+"""What the three scene tasks share: drawing the row's scene, describing it, and the two ways of answering.
 
 `direct` answers at once (empty thinking); `look` first lists every object with its box, from left to right, works out what
 the question asks (the object meant, the ones counted, the two sizes compared), and then answers.
@@ -8,28 +8,58 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from mmreason.boxes import Boxes, Frame, format_box
 from mmreason.data.base import Split, Task, TaskOptions
+from mmreason.data.captioned import with_caption
 from mmreason.data.scenes import Scene, SceneObject, SceneOptions, draw_scene
 from mmreason.errors import ConfigError
-from mmreason.records import ImageGeometry, Row
+from mmreason.records import ImageGeometry, Message, Row
+
+
+_ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
+
+
+class CaptionedSceneOptions(SceneOptions):
+    """How pictures are made, and whether the prompt tells what they show."""
+
+    caption: bool = Field(False, description="put a true caption of the scene in front of the question")
+
+
+def place_words(item: SceneObject, size: tuple[int, int]) -> str:
+    """`top left` .. `bottom right`: the ninth of a picture of `size` pixels that holds the object's centre."""
+    column = min(2, int(3 * item.center[0] / size[0]))
+    row = min(2, int(3 * item.center[1] / size[1]))
+    return f"{_ROWS[row]} {_COLUMNS[column]}"
+
+
+def describe(scene: Scene) -> list[str]:
+    """One phrase an object, left to right: `red circle top left`."""
+    return [f"{item.name} {place_words(item, scene.image.size)}" for item in scene.objects]
 
 
 class SceneTask(Task[SceneOptions]):
-    """Base of the scene tasks; subclasses say which questions they ask."""
+    """Base of the scene tasks; subclasses say which questions they ask.
+
+    The prompt of a question can hold a true caption of the scene (`task.caption`): the objects and the ninths they lie in.
+    """
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:
-        return SceneOptions
+        return CaptionedSceneOptions
 
     def scene_row(
         self, scene: Scene, index: int, split: Split, question: str, target: dict[str, Any], **columns: Any
     ) -> Row:
         """Build the row of one question about one scene."""
         content = [{"type": "image"}, {"type": "text", "text": question}]
+        messages: tuple[Message, ...] = ({"role": "user", "content": content},)
+        if isinstance(self.options, CaptionedSceneOptions) and self.options.caption:
+            messages = with_caption(messages, ", ".join(describe(scene)) + ".")
         return Row(
             id=f"{self.name}/{split}/{self.seed}/{index}",
-            messages=({"role": "user", "content": content},),
+            messages=messages,
             images=(scene.image,),
             target=target,
             dataset=self.name,

@@ -6,8 +6,10 @@ compared row by row. Greedy decoding draws no random number, so evaluating durin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from mmreason.images import ImageLoader
     from mmreason.judge.service import JudgeService
     from mmreason.policy.policy import Policy
+
+#: First number of the seeds of masks: apart from the random streams of tasks and augmentation.
+_MASK_STREAM = 0x6D61736B
+#: What `measures` may find.
+MEASURES = ("srcc", "plcc", "unread_scores", "boxes_given", "boxes_wanted", "box_precision", "box_recall")
 
 
 @dataclass(frozen=True)
@@ -71,15 +78,72 @@ def sample_rollouts(
     batch_size: int,
     temperature: float = 0.0,
     loader: ImageLoader | None = None,
+    view: Callable[[Row], Row] | None = None,
 ) -> list[Rollout]:
-    """One completion a row, in row order; `temperature=0` is greedy."""
+    """One completion a row, in row order; `temperature=0` is greedy.
+
+    Args:
+        policy: answers.
+        rows: the questions.
+        max_new_tokens: limit of an answer in tokens.
+        batch_size: rows answered at once.
+        temperature: of sampling.
+        loader: opens image paths.
+        view: what the policy is shown of a row, with pictures of the same sizes; the rollouts hold the rows themselves.
+    """
     rollouts: list[Rollout] = []
     for start in range(0, len(rows), batch_size):
-        prepared = [policy.prepare(row, loader) for row in rows[start : start + batch_size]]
+        batch = rows[start : start + batch_size]
+        prepared = [policy.prepare(row if view is None else view(row), loader) for row in batch]
         completions = policy.generate(prepared, max_new_tokens, temperature)
-        for item, ids in zip(prepared, completions, strict=True):
-            rollouts.append(policy.rollout(item.row, len(rollouts), ids, item.geometry))
+        for row, item, ids in zip(batch, prepared, completions, strict=True):
+            rollouts.append(policy.rollout(row, len(rollouts), ids, item.geometry))
     return rollouts
+
+
+def masked_view(
+    policy: Policy, probability: float, patch_px: int, seed: int, loader: ImageLoader | None = None
+) -> Callable[[Row], Row]:
+    """A view with blackened cells, as PAPO masks pictures (arXiv 2507.06448): a matter of the seed and the row's id alone.
+
+    Args:
+        policy: opens the pictures.
+        probability: of each cell, 0 to 1.
+        patch_px: side of a cell in pixels of the original picture.
+        seed: of the masks.
+        loader: opens image paths.
+    """
+    from mmreason.data.transforms import mask_patches
+
+    def view(row: Row) -> Row:
+        rng = np.random.default_rng([_MASK_STREAM, seed, zlib.crc32(row.id.encode())])
+        pictures = policy.open_images(row, loader)
+        return replace(row, images=tuple(mask_patches(picture, probability, patch_px, rng) for picture in pictures))
+
+    return view
+
+
+def measures(rollouts: Sequence[Rollout]) -> dict[str, float | int]:
+    """What only a whole evaluation has: how scores order the pictures, how many boxes there are and how many are right.
+
+    Returns:
+        Name -> number, of `MEASURES`; those that the rows have nothing to do with are absent. NaN where one is undefined.
+        Rank correlations of several data sets are averaged, each data set counting the same.
+    """
+    from mmreason.box_statistics import box_statistics
+    from mmreason.rank_correlation import score_correlations
+
+    found: dict[str, float | int] = {}
+    correlations = list(score_correlations(rollouts).values())
+    if correlations:
+        found["srcc"] = math.fsum(one.srcc for one in correlations) / len(correlations)
+        found["plcc"] = math.fsum(one.plcc for one in correlations) / len(correlations)
+        found["unread_scores"] = sum(one.unread for one in correlations)
+    boxes = box_statistics(rollouts)
+    if boxes.n:
+        found |= {"boxes_given": boxes.given, "boxes_wanted": boxes.wanted}
+        found |= {"box_precision": boxes.precision, "box_recall": boxes.recall}
+    return found
 
 
 def evaluate(
@@ -94,12 +158,19 @@ def evaluate(
     temperature: float = 0.0,
     loader: ImageLoader | None = None,
     judge: JudgeService | None = None,
+    view: Callable[[Row], Row] | None = None,
 ) -> EvalResult:
     """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`."""
     from mmreason.scoring import RewardRunner
 
     rollouts = sample_rollouts(
-        policy, rows, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, loader=loader
+        policy,
+        rows,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        temperature=temperature,
+        loader=loader,
+        view=view,
     )
     table = RewardRunner(rewards, judge).score(rollouts)
     scores = {name: table.values[:, column] for column, name in enumerate(table.names)}
@@ -174,7 +245,8 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         if config.eval.compare
         else {"after": config.model.name}
     )
-    results = {}
+    results: dict[str, EvalResult] = {}
+    found: dict[str, dict[str, float | int]] = {}
     judge = None
     for label, name in names.items():
         torch.manual_seed(config.seed)
@@ -193,22 +265,40 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             temperature=config.eval.temperature,
             loader=loader,
             judge=judge,
+            view=_view(config, policy, loader),
         )
-        print(f"{name} on {len(rows)} held-out rows:")
-        for score, interval in results[label].intervals().items():
-            print(f"  {score:<18} {interval}")
-    summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed}
+        found[label] = measures(results[label].rollouts)
+        _tell_scores(f"{name} on {len(rows)} held-out rows{_shown_how(config)}:", results[label].intervals(), found[label])
+    summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed, "measures": found}
     summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
     summary |= {label: result.as_dict() for label, result in results.items()}
     if "before" in results:
         difference = results["after"].difference(results["before"])
         summary["difference"] = {score: interval.as_dict() for score, interval in difference.items()}
-        print(f"{config.model.name} minus {config.eval.compare}, paired:")
-        for score, interval in difference.items():
-            print(f"  {score:<18} {interval}")
+        _tell_scores(f"{config.model.name} minus {config.eval.compare}, paired:", difference)
     if file is not None and file.skipped:
         print(file.skipped_summary())
     summary["run_dir"] = str(folder.path)
     folder.write_config(plain)
     folder.write_summary(summary)
     return summary
+
+
+def _view(config: RunConfig, policy: Policy, loader: ImageLoader | None) -> Callable[[Row], Row] | None:
+    """What `eval.mask_probability` shows of a row; `None` for whole pictures."""
+    if config.eval.mask_probability == 0:
+        return None
+    return masked_view(policy, config.eval.mask_probability, config.eval.mask_patch_px, config.seed, loader)
+
+
+def _shown_how(config: RunConfig) -> str:
+    probability = config.eval.mask_probability
+    return f", {probability:.0%} of the cells of each picture blackened" if probability else ""
+
+
+def _tell_scores(title: str, intervals: Mapping[str, Interval], found: Mapping[str, float | int] | None = None) -> None:
+    print(title)
+    for name, interval in intervals.items():
+        print(f"  {name:<18} {interval}")
+    for name, number in (found or {}).items():
+        print(f"  {name:<18} {number:.3f}")

@@ -24,6 +24,7 @@ import numpy as np
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, RewardFailure
+from mmreason.plugin_functions import MustBeSet
 from mmreason.records import Rollout
 from mmreason.reward_kit.composition import Composition, Condition, FloatArray, weighted_total
 from mmreason.reward_kit.execution import Executor
@@ -35,7 +36,6 @@ from mmreason.reward_kit.spec import (
     REWARDS,
     SHAPERS,
     DeadlineOptions,
-    MustBeSet,
     Per,
     RewardInRun,
     RewardOptions,

@@ -12,12 +12,13 @@ import torch
 from test_prompt_once_trainer import FORCE, OFF, Rows, disturb, metrics_of, shared_trainer
 from transformers import set_seed
 
+from benchmarks.step import Meter
 from mmreason.errors import ConfigError, PluginError
 from mmreason.objectives.advantages import difficulty_weight, group_mean
 from mmreason.objectives.perception import perception_kl_per_token
 from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec
 from mmreason.objectives.settings import ActiveAdvantage, check_objective
-from mmreason.reward_kit.spec import PluginOptions
+from mmreason.plugin_functions import PluginOptions
 from mmreason.train.grpo import MMReasonGRPOTrainer
 
 PAPO = {"perception_kl": {"coefficient": 0.5}, "double_entropy": {"coefficient": 0.2}}
@@ -292,3 +293,74 @@ def test_guard_state_goes_with_the_checkpoint(make_config: Callable[..., Any], t
     other.load_objective_state(trainer.objective_state())
     assert other.coefficient(other.terms[0]) == pytest.approx(0.25 * 0.5)
     assert other.objective_state() == trainer.objective_state()
+
+
+# ---------------------------------------------------------------------- plug-ins
+
+
+PLUGIN = '''
+from mmreason.objectives.registry import Term, advantage, loss_term
+
+@loss_term()
+def brevity_pull(log_probs, mean, *, strength: float = 2.0):
+    """Makes what was written less likely."""
+    return Term(strength * mean(log_probs), {"log_prob": mean(log_probs).detach()})
+
+@advantage()
+def halved(advantages, num_tokens):
+    """Half of every advantage."""
+    return advantages / 2
+'''
+
+
+def test_terms_and_transforms_of_a_users_file(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "own_objective.py"
+    path.write_text(PLUGIN)
+    options = {
+        "files": (str(path),),
+        "terms": {"brevity_pull": {"coefficient": 0.1, "schedule": ((0.0, 1.0), (1.0, 0.0))}},
+        "advantages": {"halved": {}},
+    }
+    check_objective(make_config(name="run", objective=options))
+    trainer = trainer_of(make_config, objective=options, trainer={"steps": 2})
+    trainer.fit()
+    told = metrics_of(trainer)
+    assert [line["objective/brevity_pull/coefficient"] for line in told] == pytest.approx([0.1, 0.05])
+    assert told[0]["objective/brevity_pull/loss"] == pytest.approx(2 * told[0]["objective/brevity_pull/log_prob"])
+
+
+def test_a_file_that_registers_nothing_is_named(make_config: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match=r"objective file .*empty\.py: registers no loss term"):
+        check_objective(make_config(name="run", objective={"files": (str(path),)}))
+
+
+# ---------------------------------------------------------------------- what the masked pass costs
+
+
+def test_masked_pass_does_the_work_of_one_packed_pass(make_config: Callable[..., Any]) -> None:
+    """Each prompt once and each completion once, as in the update; on the stock path every row again."""
+    counts: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, policy in (("shared", FORCE), ("stock", OFF)):
+        trainer = trainer_of(
+            make_config,
+            name,
+            policy=policy,
+            objective={"terms": {"perception_kl": {"coefficient": 0.1}}},
+            trainer={"steps": 1},
+        )
+        meter = Meter(trainer.clock)
+        meter.watch(trainer.model)
+        trainer.fit()
+        counts[name] = {stage: (meter.tokens[stage], meter.patches[stage]) for stage in ("reference", "update")}
+        if name == "shared":
+            store = trainer._store
+            # The last token of a prompt is read once for each completion, the last one of a completion never.
+            tokens = sum(len(prompt.ids) - 1 for prompt in store.prompts)
+            tokens += sum(rollout.num_tokens for rollout in trainer.last_rollouts)
+            patches = sum(len(store.pictures[p].patches) for prompt in store.prompts for p in prompt.pictures)
+            assert counts["shared"]["reference"] == (tokens, patches)
+    assert counts["shared"]["reference"] == counts["shared"]["update"]
+    assert counts["stock"]["reference"] == counts["stock"]["update"]
+    assert counts["stock"]["reference"][0] > 2 * counts["shared"]["reference"][0]

@@ -182,7 +182,9 @@ def test_filters_sorts_and_searches(page: Any) -> None:
     set_filter(page, "f-spread", "")
 
     set_filter(page, "f-order", "mean-down")
-    means = ask(page, '[...document.querySelectorAll(".group .stats b:first-child")].map(b => parseFloat(b.textContent))')
+    means = ask(
+        page, '[...document.querySelectorAll(".group .stats b:first-child")].map(b => parseFloat(b.textContent))'
+    )
     assert len(means) >= 8
     assert means == sorted(means, reverse=True)
     set_filter(page, "f-order", "step-down")

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,6 +26,7 @@ INTERRUPTED = 130
 
 if TYPE_CHECKING:
     from mmreason.config.compose import Composed, SweepJob
+    from mmreason.stages import PlannedStage
 
 _HEADS = {
     "train": "Train a policy with GRPO. Alone: the embedded tiny model learns grounding in minutes.",
@@ -46,6 +47,10 @@ _EXAMPLES = {
             "mmreason train -m trainer.learning_rate=1e-5,3e-5 seed=0,1,2",
             "a sweep: six runs, one after the other",
         ),
+        (
+            "mmreason train name=mine recipe=NAME resume=auto",
+            "a recipe of several stages: go on at the first unfinished one",
+        ),
         ("mmreason train debug=smoke", "two steps: does it run at all?"),
         ("mmreason train --cfg job", "print the whole configuration, run nothing"),
     ],
@@ -59,11 +64,17 @@ _EXAMPLES = {
             "mmreason collect collect.prefer=shortest collect.min_pass_rate=0.2 collect.max_pass_rate=0.8",
             "the shortest correct answer to each question that is neither too easy nor too hard",
         ),
-        ("mmreason collect model=runs/NAME data=my.jsonl collect.pairs=true", "also preference pairs, of your own rows"),
+        (
+            "mmreason collect model=runs/NAME data=my.jsonl collect.pairs=true",
+            "also preference pairs, of your own rows",
+        ),
     ],
     "dpo": [
         ("mmreason dpo data=runs/NAME/pairs.jsonl", "on the pairs of a collection"),
-        ("mmreason dpo data=pairs.jsonl dpo.step_weights='{box: 0.5, answer: 0.5}'", "pairs of several steps, as VisRL"),
+        (
+            "mmreason dpo data=pairs.jsonl dpo.step_weights='{box: 0.5, answer: 0.5}'",
+            "pairs of several steps, as VisRL",
+        ),
     ],
     "eval": [
         ("mmreason eval", "the embedded tiny model on grounding"),
@@ -76,6 +87,7 @@ _EXAMPLES = {
             "what the run gained: both on the same rows, paired",
         ),
         ("mmreason eval model=runs/NAME/checkpoint-100 data=my.jsonl", "a checkpoint, on your own rows"),
+        ("mmreason eval model=runs/NAME eval.mask_probability=0.6", "with most of each picture blackened"),
     ],
 }
 
@@ -146,14 +158,21 @@ def run_verb(verb: str, words: Sequence[str]) -> int:
     where: dict[str, Any] = {"config_dirs": given.config_dir, "config_name": given.config_name}
     if given.multirun:
         jobs = compose_sweep(verb, given.overrides, **where, check_files=not printing)
+        chains = [_planned(job.composed, where, not printing) for job in jobs]
         if printing:
-            print("---\n".join(_part(job.composed, given.package) for job in jobs), end="")
+            parts = [_parts(job.composed, stages, given.package) for job, stages in zip(jobs, chains, strict=True)]
+            print("---\n".join(parts), end="")
             return 0
         return run_sweep(verb, jobs, _where_words(given))
     composed = compose(verb, given.overrides, **where, check_files=not printing)
+    stages = _planned(composed, where, not printing)
     if printing:
-        print(_part(composed, given.package), end="")
+        print(_parts(composed, stages, given.package), end="")
         return 0
+    if stages:
+        from mmreason.stages import run_chain
+
+        return run_chain(composed, stages, _where_words(given))
     return start(verb, composed)
 
 
@@ -287,7 +306,8 @@ def option_list(prefix: str = "") -> str:
 def config_groups() -> dict[str, dict[str, str]]:
     """Config group -> choice -> first comment of its file."""
     groups: dict[str, dict[str, str]] = {}
-    for folder in sorted(path for path in _conf_folder().iterdir() if path.is_dir()):
+    # Studies are made of several runs; they are no part of one (`mmreason.study`).
+    for folder in sorted(path for path in _conf_folder().iterdir() if path.is_dir() and path.name != "study"):
         choices = {file.stem: _first_comment(file) for file in sorted(folder.glob("*.yaml"))}
         if choices:
             groups[folder.name] = choices
@@ -331,6 +351,24 @@ def _part(composed: Composed, section: str) -> str:
             raise ConfigError(f"--package {section}: there is no such section.{suggest(section)}")
         part = part[name]
     return to_yaml(part)
+
+
+def _planned(composed: Composed, where: Mapping[str, Any], check_files: bool) -> list[PlannedStage]:
+    """The checked stages of a chain; none for a single run."""
+    if not composed.config.is_chain:
+        return []
+    from mmreason.stages import plan_chain
+
+    return plan_chain(composed, **where, check_files=check_files)
+
+
+def _parts(composed: Composed, stages: Sequence[PlannedStage], section: str) -> str:
+    """The configuration, and that of each stage, as YAML documents."""
+    parts = [_part(composed, section)]
+    for one in stages:
+        title = f"# stage {one.number} of {len(stages)}: {one.stage.name}, mmreason {one.stage.command}\n"
+        parts.append(title + _part(one.composed, section))
+    return "---\n".join(parts)
 
 
 def _where_words(given: argparse.Namespace) -> list[str]:

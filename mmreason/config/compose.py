@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mmreason.config import explain
+from mmreason.config.curriculum import curriculum_problems, phase_configs
 from mmreason.config.overrides import (
     expand_sweep,
     looks_like_folder,
@@ -122,7 +123,11 @@ def compose(
         # A chain runs nothing itself: each of its stages is checked on its own (`mmreason.stages`).
         problems += _disagreements(config) + _ignored_words(config, words) if not config.is_chain else []
         problems += _chain_problems(config)
-        problems += _missing_files(config, coming) if check_files else []
+        problems += _curriculum_problems(config) if config.command == "train" and not problems else []
+        if check_files:
+            problems += _missing_files(config, coming)
+        if check_files and not problems:
+            problems += [line for phase in phase_configs(config) for line in _missing_files(phase, coming)]
     if problems or config is None:
         raise _refusal(command, problems)
     return Composed(config, plain_dict(config), tuple(overrides), choices)
@@ -344,6 +349,7 @@ def _run_name(*, _root_: DictConfig) -> str:
     command = str(OmegaConf.select(_root_, "command"))
     model = _model_label(str(OmegaConf.select(_root_, "model.name") or "model"))
     compare, temperature = OmegaConf.select(_root_, "eval.compare"), OmegaConf.select(_root_, "eval.temperature")
+    masked = OmegaConf.select(_root_, "eval.mask_probability")
     data = OmegaConf.select(_root_, "data.path")
     rows = Path(str(data)).stem if data else str(OmegaConf.select(_root_, "task.name"))
     debug = choices.get("debug")
@@ -353,6 +359,7 @@ def _run_name(*, _root_: DictConfig) -> str:
         model,
         f"vs-{_model_label(compare)}" if command == "eval" and compare else "",
         f"T{temperature}" if command == "eval" and temperature else "",
+        f"mask{masked}" if command == "eval" and masked else "",
         rows,
         f"seed{OmegaConf.select(_root_, 'seed')}",
         "" if debug in (None, "off") else str(debug),
@@ -468,6 +475,8 @@ def _disagreements(config: RunConfig) -> list[str]:
         problems.append("data.path is empty: mmreason dpo learns from pairs; give data=PAIRS.jsonl")
     if config.command == "collect":
         problems += _collect_problems(config)
+    if config.data.caption_column is not None and config.data.path is None:
+        problems.append("data.caption_column: without data.path there are no columns; generated scenes have task.caption")
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
@@ -509,6 +518,17 @@ def _chain_problems(config: RunConfig) -> list[str]:
     return []
 
 
+def _curriculum_problems(config: RunConfig) -> list[str]:
+    """What is wrong with the phases of a run, each checked like a run of its own."""
+
+    def check(raw: dict[str, Any]) -> list[str]:
+        problems: list[str] = []
+        phase = _validated(raw, problems)
+        return problems if phase is None or problems else _disagreements(phase)
+
+    return curriculum_problems(config, check)
+
+
 def _judge_problems(config: RunConfig) -> list[str]:
     """Rewards that ask a judge where there is none."""
     from mmreason.reward_kit.settings import no_judge
@@ -523,6 +543,9 @@ def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
     typed = {word.partition("=")[0].lstrip("+") for word in words}
     if config.command == "sft" and config.sft.phases and "trainer.steps" in typed:
         return ["trainer.steps: the steps of sft.phases count here; change those, or leave trainer.steps out"]
+    phases = sorted(word for word in typed if word.partition(".")[0] == "curriculum")
+    if config.command not in ("train", "eval") and phases:
+        return [f"{word}: only `mmreason train` has phases; leave it out" for word in phases]
     if config.command != "train":
         augment = sorted(word for word in typed if word.partition(".")[0] == "augment")
         return [f"{word}: only `mmreason train` changes pictures; leave it out" for word in augment]

@@ -128,7 +128,8 @@ def problem(error: ErrorDetails) -> str:
     key = ".".join(str(part) for part in parts)
     value = error["input"]
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown option.{suggest(key)}"
+        inside = _item_fields(RunConfig, parts)
+        return f"{key}: unknown option.{suggest_word(str(parts[-1]), inside) if inside else suggest(key)}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
@@ -175,6 +176,22 @@ def _field(model: type[BaseModel], parts: Sequence[int | str]) -> FieldInfo | No
         field = section.model_fields[str(part)]
         section = _section(field.annotation)
     return field
+
+
+def _item_fields(model: type[BaseModel], parts: Sequence[int | str]) -> list[str]:
+    """Fields of the section in a list, such as `sft.phases.0`, that a location lies in; empty if it lies in none."""
+    section: type[BaseModel] | None = model
+    in_list = False
+    for part in parts[:-1]:
+        if isinstance(part, int) or section is None:
+            continue
+        field = section.model_fields.get(part)
+        items = get_args(field.annotation) if field is not None and get_origin(field.annotation) is tuple else ()
+        in_list = in_list or bool(items)
+        kinds = items or ((field.annotation,) if field is not None else ())
+        options = [kind for one in kinds for kind in (one, *get_args(one))]
+        section = next((found for found in map(_section, options) if found is not None), None)
+    return list(section.model_fields) if section is not None and in_list else []
 
 
 def _default(field: FieldInfo) -> str:

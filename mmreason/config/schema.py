@@ -104,7 +104,9 @@ class DataConfig(Section):
     max_image_pixels: PositiveInt = Field(40_000_000, description="images with more pixels are refused before decoding")
     max_image_bytes: PositiveInt = Field(50_000_000, description="image files larger than this are refused")
     caption_column: str | None = Field(
-        None, min_length=1, description="column with a text about the image that is put before the question; null = none"
+        None,
+        min_length=1,
+        description="column with a text about the image that is put before the question; null = none",
     )
 
 
@@ -253,12 +255,15 @@ class ObjectiveConfig(Section):
     `trpa` and `filtered_nll` are ours: preferences between levels within a group, and likelihood weighted with the reward.
     """
 
-    loss_type: Literal[
-        "grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "trpa", "filtered_nll"
-    ] = Field("dapo", description="how token losses are averaged and clipped")
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo", "trpa", "filtered_nll"] = (
+        Field("dapo", description="how token losses are averaged and clipped")
+    )
     beta: NonNegativeFloat = Field(0.0, description="weight of the KL term to the reference model; 0 = no reference")
     beta_schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="how beta falls over training; linear and cosine end at 0"
+    )
+    files: tuple[str, ...] = Field(
+        (), description="Python files that register loss terms or advantage transforms of your own"
     )
     terms: dict[str, dict[str, Any] | None] = Field(
         default_factory=dict, description="loss terms by name with their options: objective.terms.NAME.OPTION=…"
@@ -369,7 +374,16 @@ class CollectConfig(Section):
     max_pass_rate: Share = Field(1.0, description="rows with a larger share of correct completions are left out")
     reflective_only: bool = Field(False, description="keep only completions with one of the reflective phrases")
     reflective_phrases: tuple[str, ...] = Field(
-        ("wait", "hmm", "let me check", "let me verify", "double-check", "re-examine", "look again", "on second thought"),
+        (
+            "wait",
+            "hmm",
+            "let me check",
+            "let me verify",
+            "double-check",
+            "re-examine",
+            "look again",
+            "on second thought",
+        ),
         min_length=1,
         description="what counts as reflection: whole words, whatever the case",
     )
@@ -395,7 +409,9 @@ class CollectConfig(Section):
     def _bounds_in_order(self) -> CollectConfig:
         for low, high in (("min_pass_rate", "max_pass_rate"), ("rejected_max", "chosen_min")):
             if getattr(self, low) > getattr(self, high):
-                raise ValueError(f"collect.{low}={getattr(self, low):g} is above collect.{high}={getattr(self, high):g}")
+                raise ValueError(
+                    f"collect.{low}={getattr(self, low):g} is above collect.{high}={getattr(self, high):g}"
+                )
         if self.rejected_max == self.chosen_min:
             raise ValueError("collect.rejected_max must be below collect.chosen_min: a pair needs a difference")
         if not all(phrase.strip() for phrase in self.reflective_phrases):
@@ -513,6 +529,10 @@ class EvalConfig(Section):
         None, description="second model (name, folder or hub id), compared row by row with `model`"
     )
     temperature: NonNegativeFloat = Field(0.0, description="0 = greedy; above 0 samples at that temperature")
+    mask_probability: Share = Field(
+        0.0, description="chance of each cell of a picture to be blackened before the model sees it; 0 = whole pictures"
+    )
+    mask_patch_px: PositiveInt = Field(14, description="side of such a cell in pixels of the original picture")
 
 
 class JudgeConfig(Section):
@@ -600,9 +620,7 @@ class RunConfig(Section):
     """The whole run."""
 
     command: Literal["train", "sft", "collect", "dpo", "eval"] = "train"
-    name: Annotated[str, Field(min_length=1, pattern=FOLDER_NAME)] = Field(
-        "run", description="name of the run folder"
-    )
+    name: Annotated[str, Field(min_length=1, pattern=FOLDER_NAME)] = Field("run", description="name of the run folder")
     out: str = Field("runs", description="folder of run folders")
     seed: NonNegativeInt = Field(0, description="seed of rows, sampling and weights made from scratch")
     resume: str = Field(

@@ -19,24 +19,26 @@ Shapes: n rows of a micro-batch, C columns of completions, N completions of a st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, field_validator
 
 from mmreason.errors import PluginError
-from mmreason.registry import Registry
-from mmreason.reward_kit.composition import check_schedule
-from mmreason.reward_kit.spec import (
+from mmreason.plugin_functions import (
     FunctionT,
     PluginOptions,
-    _full_name,
-    _options_model,
-    _Spec,
-    _split_parameters,
-    _where,
+    Spec,
+    full_name,
+    load_plugin_files,
+    options_model,
+    split_parameters,
+    where_defined,
 )
+from mmreason.registry import Registry
+from mmreason.reward_kit.composition import check_schedule
 
 if TYPE_CHECKING:
     import torch
@@ -103,27 +105,18 @@ class LossTermOptions(PluginOptions):
 
 
 @dataclass(frozen=True, repr=False)
-class LossTermSpec(_Spec):
+class LossTermSpec(Spec):
     """One registered loss term."""
 
-    _section = "objective.terms"
-
-    @property
-    def option_names(self) -> tuple[str, ...]:
-        """Its own options, without those that all terms have."""
-        return tuple(name for name in self.options_model.model_fields if name not in LossTermOptions.model_fields)
+    section = "objective.terms"
+    common_options = frozenset(LossTermOptions.model_fields)
 
 
 @dataclass(frozen=True, repr=False)
-class AdvantageSpec(_Spec):
+class AdvantageSpec(Spec):
     """One registered advantage transform."""
 
-    _section = "objective.advantages"
-
-    @property
-    def option_names(self) -> tuple[str, ...]:
-        """Its options."""
-        return tuple(self.options_model.model_fields)
+    section = "objective.advantages"
 
 
 LOSS_TERMS: Registry[LossTermSpec] = Registry("loss term", "mmreason.objectives.terms", "mmreason.loss_terms")
@@ -148,14 +141,11 @@ def loss_term(name: str | None = None, source: str = "") -> Callable[[FunctionT]
     _refuse_bare(name, "loss_term")
 
     def register(function: FunctionT) -> FunctionT:
-        where = _where("loss_term", function, name)
-        full_name = _full_name(name or function.__name__, function.__module__, where)
-        needs, parameters = _split_parameters(function, where, LOSS_NEEDS)
-        for reserved in LossTermOptions.model_fields:
-            if reserved in parameters:
-                raise PluginError(f"{where}: an option cannot be called '{reserved}' (reserved); choose another name")
-        model = _options_model(full_name, function, parameters, where, LossTermOptions)
-        LOSS_TERMS.add(full_name, LossTermSpec(full_name, function, needs, model, source))
+        where = where_defined("loss_term", function, name)
+        registered = full_name(name or function.__name__, function.__module__, where)
+        needs, parameters = split_parameters(function, where, LOSS_NEEDS, LossTermOptions)
+        model = options_model(registered, function, parameters, where, LossTermOptions)
+        LOSS_TERMS.add(registered, LossTermSpec(registered, function, needs, model, source))
         return function
 
     return register
@@ -172,13 +162,13 @@ def advantage(name: str | None = None, source: str = "") -> Callable[[FunctionT]
     _refuse_bare(name, "advantage")
 
     def register(function: FunctionT) -> FunctionT:
-        where = _where("advantage", function, name)
-        full_name = _full_name(name or function.__name__, function.__module__, where)
-        needs, parameters = _split_parameters(function, where, ADVANTAGE_NEEDS)
+        where = where_defined("advantage", function, name)
+        registered = full_name(name or function.__name__, function.__module__, where)
+        needs, parameters = split_parameters(function, where, ADVANTAGE_NEEDS, PluginOptions)
         if "advantages" not in needs:
             raise PluginError(f"{where}: it must name `advantages`, which it transforms")
-        model = _options_model(full_name, function, parameters, where, PluginOptions)
-        ADVANTAGES.add(full_name, AdvantageSpec(full_name, function, needs, model, source))
+        model = options_model(registered, function, parameters, where, PluginOptions)
+        ADVANTAGES.add(registered, AdvantageSpec(registered, function, needs, model, source))
         return function
 
     return register
@@ -187,3 +177,8 @@ def advantage(name: str | None = None, source: str = "") -> Callable[[FunctionT]
 def _refuse_bare(name: object, decorator: str) -> None:
     if callable(name):
         raise PluginError(f"write @{decorator}() with brackets, also without arguments")
+
+
+def load_objective_files(paths: Iterable[str | Path]) -> None:
+    """Import Python files that register loss terms or advantage transforms; see `load_plugin_files`."""
+    load_plugin_files("objective", paths, (LOSS_TERMS, ADVANTAGES))

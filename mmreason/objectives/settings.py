@@ -12,7 +12,7 @@ from typing import Any
 
 from mmreason.config.schema import ObjectiveConfig, RunConfig
 from mmreason.errors import ConfigError, MMReasonError
-from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec, LossTermSpec
+from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec, LossTermSpec, load_objective_files
 from mmreason.registry import did_you_mean
 
 #: Needs that cost a pass with masked images.
@@ -64,6 +64,10 @@ def objective_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     terms: list[ActiveTerm] = []
     transforms: list[ActiveAdvantage] = []
+    try:
+        load_objective_files(config.objective.files)
+    except MMReasonError as error:
+        return str(error).splitlines()
     try:
         terms = active_terms(config.objective)
     except MMReasonError as error:

@@ -23,8 +23,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+from mmreason.plugin_functions import is_file_module
 from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, raised
-from mmreason.reward_kit.spec import RewardSpec, is_file_module
+from mmreason.reward_kit.spec import RewardSpec
 from mmreason.reward_kit.worker import (
     ANSWER,
     COMMAND,

@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError
+from mmreason.plugin_functions import PluginOptions
 from mmreason.registry import did_you_mean
 from mmreason.reward_kit.composition import Condition
 from mmreason.reward_kit.spec import (
     REWARDS,
     SHAPERS,
-    PluginOptions,
     RewardOptions,
     RewardSpec,
     ShaperSpec,

@@ -20,31 +20,32 @@ Shapes: G completions of a group, N rollouts of a batch over all processes, R re
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
 import math
-import os
-import re
-import sys
-import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
-from pydantic.errors import PydanticUserError
+from pydantic import Field, field_validator
 
 from mmreason.config.schema import PositiveFloat, RewardConfig
-from mmreason.errors import ConfigError, MMReasonError, PluginError
-from mmreason.registry import Registry, did_you_mean
+from mmreason.errors import PluginError
+from mmreason.plugin_functions import (
+    FunctionT,
+    PluginOptions,
+    Spec,
+    full_name,
+    load_plugin_files,
+    options_model,
+    split_parameters,
+    where_defined,
+    yields,
+)
+from mmreason.registry import Registry
 from mmreason.reward_kit.composition import Condition, check_schedule
 from mmreason.reward_kit.needs import NEEDS_PER, SHAPER_NEEDS
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-#: Prefix of the module names under which users' reward files are imported.
-_FILE_MODULE_PREFIX = "_mmreason_reward_file_"
 _WEIGHT = Annotated[float, Field(description="weight in the total; 0 = computed and logged only")]
 _GATE = Annotated[
     str | None,
@@ -58,8 +59,6 @@ _DEADLINE = Annotated[PositiveFloat | None, Field(description="seconds for one c
 
 #: What a spec scores at once.
 Per: TypeAlias = Literal["rollout", "group", "batch"]
-FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-MarkT = TypeVar("MarkT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +85,6 @@ class RewardInRun:
     """
 
     within: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MustBeSet:
-    """Marks an option whose default stands for nothing, so that a run must set it: `Annotated[str, MustBeSet("FOLDER")]`.
-
-    Attributes:
-        example: a value, for the refusal of a run that leaves it out.
-    """
-
-    example: str
-
-
-class PluginOptions(BaseModel):
-    """Base of the options of rewards and shapers: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
-    )
 
 
 class RewardOptions(PluginOptions):
@@ -139,74 +119,8 @@ class DeadlineOptions(RewardOptions):
 COMMON_OPTIONS = frozenset(DeadlineOptions.model_fields)
 
 
-@dataclass(frozen=True)
-class _Spec:
-    """What rewards and shapers have in common: a function, what it needs, its options."""
-
-    name: str
-    function: Callable[..., Any]
-    needs: tuple[str, ...]
-    options_model: type[PluginOptions]
-    source: str
-
-    #: The part of the config section in which the options stand.
-    _section = "reward"
-
-    @property
-    def summary(self) -> str:
-        """First line of the docstring."""
-        lines = (inspect.getdoc(self.function) or "").splitlines()
-        return lines[0] if lines else ""
-
-    @property
-    def option_names(self) -> tuple[str, ...]:
-        """Its own options, without `weight` and the others that all rewards have."""
-        return tuple(name for name in self.options_model.model_fields if name not in COMMON_OPTIONS)
-
-    @property
-    def references(self) -> dict[str, RewardInRun]:
-        """Its options that name other rewards of the run."""
-        return self._marked(RewardInRun)
-
-    @property
-    def must_be_set(self) -> dict[str, MustBeSet]:
-        """Its options without which it cannot be used."""
-        return self._marked(MustBeSet)
-
-    def _marked(self, kind: type[MarkT]) -> dict[str, MarkT]:
-        """Options whose type is annotated with a mark of this kind."""
-        marked = {name: field.metadata for name, field in self.options_model.model_fields.items()}
-        return {name: mark for name, marks in marked.items() for mark in marks if isinstance(mark, kind)}
-
-    def __repr__(self) -> str:
-        kind = type(self).__name__.removesuffix("Spec").lower()
-        return f"{kind} in {self.function.__module__}:{self.function.__code__.co_firstlineno}"
-
-    def options(self, given: Mapping[str, Any]) -> Any:
-        """Check options; raises `ConfigError` naming each wrong one as `reward.<name>.<option>`."""
-        missing = [
-            f"{self._section}.{self.name}.{name}: needs a value: {self._section}.{self.name}.{name}={mark.example}."
-            for name, mark in self.must_be_set.items()
-            if name not in given
-        ]
-        if missing:
-            raise ConfigError("\n".join(missing))
-        try:
-            return self.options_model.model_validate(dict(given))
-        except ValidationError as error:
-            raise ConfigError("\n".join(self._explain(problem) for problem in error.errors())) from None
-
-    def _explain(self, problem: Mapping[str, Any]) -> str:
-        path = ".".join([f"{self._section}.{self.name}", *(str(part) for part in problem["loc"])])
-        if problem["type"] == "extra_forbidden":
-            known = list(self.options_model.model_fields)
-            unknown = str(problem["loc"][0])
-            return f"{path}: no such option.{did_you_mean(unknown, known)} Known: {', '.join(known)}."
-        return f"{path}={problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}."
-
-
 @dataclass(frozen=True, repr=False)
-class RewardSpec(_Spec):
+class RewardSpec(Spec):
     """One registered reward.
 
     Attributes:
@@ -221,10 +135,18 @@ class RewardSpec(_Spec):
         deadline_s: seconds that its author allows one call; `None` = `reward.deadline_s` of the run.
     """
 
+    section = "reward"
+    common_options = COMMON_OPTIONS
+
     range: tuple[float, float]
     per: Per = "rollout"
     isolated: bool = False
     deadline_s: float | None = None
+
+    @property
+    def references(self) -> dict[str, RewardInRun]:
+        """Its options that name other rewards of the run."""
+        return self.marked(RewardInRun)
 
     @property
     def is_async(self) -> bool:
@@ -243,10 +165,15 @@ class RewardSpec(_Spec):
 
 
 @dataclass(frozen=True, repr=False)
-class ShaperSpec(_Spec):
+class ShaperSpec(Spec):
     """One registered shaper; attributes as in `RewardSpec`, needs from `SHAPER_NEEDS`."""
 
-    _section = "reward.shapers"
+    section = "reward.shapers"
+
+    @property
+    def references(self) -> dict[str, RewardInRun]:
+        """Its options that name other rewards of the run."""
+        return self.marked(RewardInRun)
 
     def options(self, given: Mapping[str, Any]) -> PluginOptions:
         """Check options; raises `ConfigError` naming each wrong one as `reward.shapers.<name>.<option>`."""
@@ -390,15 +317,15 @@ def shaper(name: str | None = None, source: str = "") -> Callable[[FunctionT], F
         raise PluginError("write @shaper() with brackets, also without arguments")
 
     def register(function: FunctionT) -> FunctionT:
-        where = _where("shaper", function, name)
-        if inspect.iscoroutinefunction(function) or _yields(function):
+        where = where_defined("shaper", function, name)
+        if inspect.iscoroutinefunction(function) or yields(function):
             raise PluginError(f"{where}: must be a plain function that returns a matrix, not async or a generator")
-        full_name = _full_name(name or function.__name__, function.__module__, where)
-        needs, parameters = _split_parameters(function, where, SHAPER_NEEDS)
+        registered = full_name(name or function.__name__, function.__module__, where, RewardConfig.model_fields)
+        needs, parameters = split_parameters(function, where, SHAPER_NEEDS, RewardOptions)
         if "values" not in needs:
             raise PluginError(f"{where}: it must name `values`, the matrix that it shapes")
-        model = _options_model(full_name, function, parameters, where, PluginOptions)
-        SHAPERS.add(full_name, ShaperSpec(full_name, function, needs, model, source))
+        model = options_model(registered, function, parameters, where, PluginOptions)
+        SHAPERS.add(registered, ShaperSpec(registered, function, needs, model, source))
         return function
 
     return register
@@ -415,9 +342,9 @@ def build_spec(
     deadline_s: float | None = None,
 ) -> RewardSpec:
     """Make the spec of a function without registering it; arguments and errors as for `reward`."""
-    where = _where("reward", function, name)
+    where = where_defined("reward", function, name)
     is_async = inspect.iscoroutinefunction(function)
-    if _yields(function):
+    if yields(function):
         raise PluginError(f"{where}: must be a function that returns its value, not a generator")
     if isolated and is_async:
         raise PluginError(f"{where}: isolated=True is for plain functions; an async one has a deadline as it is")
@@ -429,179 +356,28 @@ def build_spec(
         )
     if deadline_s is not None and not 0.0 < deadline_s < math.inf:
         raise PluginError(f"{where}: deadline_s={deadline_s} must be a number of seconds above 0")
-    full_name = _full_name(name or function.__name__, function.__module__, where)
+    registered = full_name(name or function.__name__, function.__module__, where, RewardConfig.model_fields)
     try:
         low, high = (float(bound) for bound in value_range)
     except (TypeError, ValueError):
         raise PluginError(f"{where}: range must be two numbers (lowest, highest), not {value_range!r}") from None
     if not low < high:
         raise PluginError(f"{where}: range=({low:g}, {high:g}) must be (lowest, highest), lowest first")
-    needs, parameters = _split_parameters(function, where, NEEDS_PER[per])
+    needs, parameters = split_parameters(function, where, NEEDS_PER[per], DeadlineOptions, _told_elsewhere)
     if "state" in needs and (isolated or is_async):
         raise PluginError(f"{where}: only a plain function that runs in the training process can keep a state")
     if "judge" in needs and not is_async:
         raise PluginError(f"{where}: a judge is waited for: write async def, and `await judge.ask(...)` in it")
     base = DeadlineOptions if isolated or is_async else RewardOptions
-    model = _options_model(full_name, function, parameters, where, base)
-    return RewardSpec(full_name, function, needs, model, source, (low, high), per, isolated, deadline_s)
-
-
-def is_file_module(module: str) -> bool:
-    """True for the module name of a user's reward file, which nothing can import by name."""
-    return module.startswith(_FILE_MODULE_PREFIX)
+    model = options_model(registered, function, parameters, where, base)
+    return RewardSpec(registered, function, needs, model, source, (low, high), per, isolated, deadline_s)
 
 
 def load_reward_files(paths: Iterable[str | Path]) -> None:
-    """Import Python files that register rewards or shapers; a file already imported is not run again.
-
-    The code of the file is run, with the rights of this process: load only files that you trust.
-
-    Raises:
-        PluginError: naming the file, if it is missing, does not run, or registers nothing.
-    """
-    for path in paths:
-        _load_reward_file(Path(path))
+    """Import Python files that register rewards or shapers; see `load_plugin_files`."""
+    load_plugin_files("reward", paths, (REWARDS, SHAPERS))
 
 
-def _where(kind: str, function: Callable[..., Any], name: str | None) -> str:
-    """How messages name a function; raises `PluginError` for anything else."""
-    if not inspect.isfunction(function):
-        raise PluginError(f"@{kind} goes on a plain function, not on {function!r:.100}")
-    code = function.__code__
-    return f"{kind} '{name or function.__name__}' ({code.co_filename}:{code.co_firstlineno})"
-
-
-def _yields(function: Callable[..., Any]) -> bool:
-    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-
-
-def _full_name(name: str, module: str, where: str) -> str:
-    """Put the package before the name, unless the function is a built-in's, a user's file's or a script's."""
-    if not _NAME.match(name):
-        raise PluginError(f"{where}: the name must be a letter followed by letters, digits and underscores")
-    package = module.split(".")[0]
-    if package not in ("mmreason", "__main__") and not is_file_module(package):
-        return f"{package}/{name}"
-    if name in RewardConfig.model_fields:
-        raise PluginError(f"{where}: '{name}' is a setting of the section `reward`; choose another name")
-    return name
-
-
-def _split_parameters(
-    function: Callable[..., Any], where: str, known: Mapping[str, str]
-) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
-    """Tell the needs of a function from its options."""
-    needs: list[str] = []
-    options: dict[str, inspect.Parameter] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
-            raise PluginError(f"{where}: {parameter} is not allowed; name what it needs: {', '.join(known)}")
-        if name in known:
-            needs.append(name)
-        elif parameter.default is parameter.empty:
-            teller = next((scope for scope in ("group", "batch") if name in NEEDS_PER[scope]), None)
-            only = f" Only a @{teller}_reward is told it." if teller else ""
-            raise PluginError(
-                f"{where}: nothing is called '{name}'.{only or did_you_mean(name, list(known))} It may need "
-                f"{', '.join(known)}; an option of its own must have a default."
-            )
-        elif name in COMMON_OPTIONS or hasattr(RewardOptions, name) or name.startswith("_"):
-            raise PluginError(f"{where}: an option cannot be called '{name}' (reserved); choose another name")
-        else:
-            options[name] = parameter
-    return tuple(needs), options
-
-
-def _options_model(
-    name: str,
-    function: Callable[..., Any],
-    parameters: Mapping[str, inspect.Parameter],
-    where: str,
-    base: type[PluginOptions],
-) -> type[PluginOptions]:
-    fields: dict[str, Any] = {}
-    for option, parameter in parameters.items():
-        annotation = _option_type(function, option, parameter, where)
-        fields[option] = (annotation, parameter.default)
-    try:
-        model = create_model(f"{name} options", __base__=base, **fields)
-        model()
-    except (ValidationError, PydanticUserError, TypeError) as error:
-        raise PluginError(f"{where}: its options cannot be used with their own defaults: {error}") from None
-    return model
-
-
-def _option_type(function: Callable[..., Any], option: str, parameter: inspect.Parameter, where: str) -> Any:
-    """The annotation of one option, resolved; of its default if it has none."""
-    if parameter.annotation is parameter.empty:
-        annotation: Any = type(parameter.default)
-    else:
-        # One annotation at a time: those of the needs may exist for type checkers only.
-        holder = types.FunctionType(function.__code__, function.__globals__, closure=function.__closure__)
-        holder.__annotations__ = {option: parameter.annotation}
-        try:
-            annotation = get_type_hints(holder, include_extras=True)[option]
-        except (NameError, TypeError, SyntaxError, AttributeError) as error:
-            raise PluginError(f"{where}: the type of option '{option}' cannot be resolved: {error}") from None
-    if not _is_simple(annotation):
-        raise PluginError(
-            f"{where}: option '{option}' has type {annotation}, which the command line cannot set. Use "
-            "float, int, bool, str, Literal, X | None, tuple[X, ...], or Annotated[X, pydantic.Field(...)]."
-        )
-    return annotation
-
-
-def _is_simple(annotation: Any) -> bool:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _is_simple(get_args(annotation)[0])
-    if origin is Literal:
-        return all(isinstance(choice, (str, int, bool, type(None))) for choice in get_args(annotation))
-    if origin is Union or origin is types.UnionType:
-        return all(part is type(None) or _is_simple(part) for part in get_args(annotation))
-    if origin is dict:
-        return get_args(annotation)[0] is str and _is_simple(get_args(annotation)[1])
-    if origin is tuple:
-        return all(part is Ellipsis or _is_simple(part) for part in get_args(annotation))
-    return annotation in (float, int, bool, str)
-
-
-def _load_reward_file(path: Path) -> None:
-    resolved = path.expanduser().resolve()
-    if not resolved.is_file():
-        raise PluginError(f"reward file {path}: no such file (looked for {resolved}). Check reward.files.")
-    module_name = _FILE_MODULE_PREFIX + hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
-    if module_name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(module_name, resolved)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"reward file {path}: not a Python file (its name must end in .py).")
-    module = importlib.util.module_from_spec(spec)
-    # Type hints of the file's functions are looked up through sys.modules, and so is "already imported".
-    sys.modules[module_name] = module
-    before = {*REWARDS.names(), *SHAPERS.names()}
-    try:
-        spec.loader.exec_module(module)
-    except MMReasonError as error:
-        del sys.modules[module_name]
-        raise PluginError(f"reward file {path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        line = _line_in_file(error, resolved)
-        raise PluginError(f"reward file {path}{line}: does not run: {type(error).__name__}: {error}") from error
-    if {*REWARDS.names(), *SHAPERS.names()} == before:
-        del sys.modules[module_name]
-        raise PluginError(f"reward file {path}: registers no reward. Put @reward() on a function in it.")
-
-
-def _line_in_file(error: BaseException, path: Path) -> str:
-    """`:12` for the last frame of the traceback that lies in the file, or for its syntax error."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        return f":{error.lineno}"
-    number: int | None = None
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            number = trace.tb_lineno
-        trace = trace.tb_next
-    return "" if number is None else f":{number}"
+def _told_elsewhere(name: str) -> str:
+    teller = next((scope for scope in ("group", "batch") if name in NEEDS_PER[scope]), None)
+    return f" Only a @{teller}_reward is told it." if teller else ""

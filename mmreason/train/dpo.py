@@ -306,7 +306,7 @@ def run_dpo(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         if config.model.lora.rank > 0:
             policy.model.save_pretrained(folder.path / "adapter", selected_adapters=["default"])
         folder.write_summary(summary)
-        _tell(summary, data)
+        _tell(summary, data, before, after)
     return summary
 
 
@@ -533,11 +533,10 @@ def _summary(config: RunConfig, folder: RunFolder, data: _Data, before: Scores, 
     }
 
 
-def _tell(summary: Mapping[str, Any], data: _Data) -> None:
+def _tell(summary: Mapping[str, Any], data: _Data, before: Scores, after: Scores) -> None:
     print(f"{summary['steps']} steps on {summary['pairs']} pairs, {summary['seconds']:.0f} s")
-    for name, after in summary["after"].items():
-        before = summary["before"][name]
-        print(f"  {name:<10} {before['mean']:.3f} → {after['mean']:.3f} [{after['low']:.3f}, {after['high']:.3f}]")
+    for name, values in after.items():
+        print(f"  {name:<10} {mean_interval(before[name])} → {mean_interval(values)}")
     for row in data.skipped[:20]:
         print(f"  skipped {data.file.path}:{row.line or '…'}: {row.reason}")
     final = Path(summary["run_dir"]) / "final"

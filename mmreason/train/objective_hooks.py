@@ -24,7 +24,7 @@ from mmreason.errors import PluginError
 from mmreason.objectives import schedules
 from mmreason.objectives.collapse import CollapseGuard, GuardOptions, StepSignals
 from mmreason.objectives.preference import filtered_nll, preference_levels, trpa_loss
-from mmreason.objectives.registry import Term
+from mmreason.objectives.registry import Term, load_objective_files
 from mmreason.objectives.settings import MASKED_NEEDS, OWN_LOSSES, ActiveTerm, active_advantages, active_terms
 from mmreason.objectives.tokens import masked_mean
 from mmreason.prompt_once.prompts import PromptStore
@@ -82,6 +82,7 @@ class ObjectiveHooks(SharedPrompts):
     def set_up_objective(self) -> None:
         """Read the section `objective`; to be called before TRL's `__init__`."""
         config = self.run_config.objective
+        load_objective_files(config.files)
         self.terms = active_terms(config)
         self.transforms = active_advantages(config)
         self.needs_masked = any(MASKED_NEEDS & set(term.spec.needs) for term in self.terms)
@@ -92,6 +93,7 @@ class ObjectiveHooks(SharedPrompts):
         self.objective_alarm = ""
         self._guard_factor = 1.0
         self._term_sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._coefficients: dict[str, float] = {}
         self._masked_store: PromptStore | None = None
         self._newest_pass: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -265,8 +267,9 @@ class ObjectiveHooks(SharedPrompts):
         facts = self._term_facts(model, inputs)
         for term in self.terms:
             made: Term = term.spec.function(**{need: facts(need) for need in term.spec.needs}, **term.own)
-            loss = loss + self.coefficient(term) * made.loss
             name = term.spec.name
+            self._coefficients[name] = self.coefficient(term)
+            loss = loss + self._coefficients[name] * made.loss
             self._term_sums[f"{name}/loss"] = self._term_sums[f"{name}/loss"] + made.loss.detach()
             for part, value in made.metrics.items():
                 self._term_sums[f"{name}/{part}"] = self._term_sums[f"{name}/{part}"] + value.detach()
@@ -371,8 +374,7 @@ class ObjectiveHooks(SharedPrompts):
             everyone = self.accelerator.gather(mine.unsqueeze(0)).mean(dim=0).tolist()
             metrics = {f"objective/{name}": value for name, value in zip(names, everyone, strict=True)}
         self._term_sums.clear()
-        for term in self.terms:
-            metrics[f"objective/{term.spec.name}/coefficient"] = self.coefficient(term)
+        metrics |= {f"objective/{name}/coefficient": value for name, value in self._coefficients.items()}
         if self.run_config.objective.beta > 0 and self.run_config.objective.beta_schedule != "constant":
             metrics["objective/beta"] = float(self.beta)
         if self.guard is not None:

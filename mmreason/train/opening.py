@@ -20,6 +20,8 @@ from mmreason.train.checkpoints import file_digest, find_checkpoint, read_manife
 def run_identity(config: RunConfig) -> dict[str, Any]:
     """What a run and the checkpoint that it continues must share: configuration, content of the data file."""
     identity: dict[str, Any] = config.model_dump(mode="json")
+    for section in {"collect", "dpo", "stages"} - {config.command}:
+        del identity[section]  # no other command reads them
     if config.data.path is not None and Path(config.data.path).is_file():
         identity["data_file_sha256"] = file_digest(Path(config.data.path))
     return identity

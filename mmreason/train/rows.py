@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -20,8 +20,9 @@ from mmreason.errors import DataError, ImageError, MMReasonError
 from mmreason.records import Row
 
 if TYPE_CHECKING:
-    from mmreason.config.schema import AugmentConfig
+    from mmreason.config.schema import AugmentConfig, DataConfig, RunConfig
     from mmreason.data.base import Task, TaskOptions
+    from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
     from mmreason.policy.policy import Policy, Prepared
 
@@ -74,6 +75,62 @@ class FileRows:
         return self.rows[self._order[place]]
 
 
+class ShiftedRows:
+    """The rows of a source from another position on: `row(p)` is the source's `row(p + shift)`."""
+
+    def __init__(self, source: RowSource, shift: int) -> None:
+        self.source = source
+        self.shift = shift
+
+    def row(self, position: int) -> Row:
+        return self.source.row(position + self.shift)
+
+
+class RowFiles:
+    """The data files of a run, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[DataConfig, RowFile] = {}
+
+    def of(self, config: DataConfig) -> RowFile | None:
+        """The file of a section `data`; `None` if it names none. Errors as `mmreason.data.readers.read_rows`."""
+        if config.path is None:
+            return None
+        if config not in self._read:
+            from mmreason.data.readers import read_rows
+
+            self._read[config] = read_rows(config)
+        return self._read[config]
+
+    def all(self) -> list[RowFile]:
+        """Those read so far."""
+        return list(self._read.values())
+
+
+@dataclass(frozen=True)
+class RowSupply:
+    """Where rows come from, and what happens to them: the arguments of `TrainingRows` that can change within a run."""
+
+    source: RowSource
+    loader: ImageLoader | None = None
+    on_bad_row: Literal["skip", "raise"] = "raise"
+    augment: AugmentConfig | None = None
+
+
+def row_supply(config: RunConfig, files: RowFiles) -> RowSupply:
+    """The training rows of a configuration: those of its task, or of its data file without the held-out ones."""
+    file = files.of(config.data)
+    if file is None:
+        from mmreason.data.base import build_task
+
+        return RowSupply(TaskRows(build_task(config.task, config.seed)), augment=config.augment)
+    from mmreason.data.readers import image_loader, split_rows
+
+    train_rows, _ = split_rows(file.rows, config.data.eval_share, config.seed)
+    source = FileRows(train_rows, config.seed)
+    return RowSupply(source, image_loader(config.data), config.data.on_bad_row, config.augment)
+
+
 class TrainingRows:
     """Prepared prompts by position, with bad rows replaced and counted.
 
@@ -87,6 +144,7 @@ class TrainingRows:
             one.
         augment: random changes of the pictures.
         seed: of those changes.
+        files: data files of the run.
 
     Attributes:
         skipped: row id -> (kind, reason), for rows left out so far.
@@ -101,15 +159,21 @@ class TrainingRows:
         cache_size: int = 64,
         augment: AugmentConfig | None = None,
         seed: int = 0,
+        files: RowFiles | None = None,
     ) -> None:
-        self.source = source
         self.policy = policy
-        self.loader = loader
-        self.on_bad_row = on_bad_row
         self.cache_size = cache_size
-        self.augment = augment if augment is not None and augment.active() else None
         self.seed = seed
+        self.files = files or RowFiles()
         self.skipped: dict[str, tuple[str, str]] = {}
+        self.turn_to(RowSupply(source, loader, on_bad_row, augment))
+
+    def turn_to(self, supply: RowSupply) -> None:
+        """Go on with the rows of another supply."""
+        self.source = supply.source
+        self.loader = supply.loader
+        self.on_bad_row = supply.on_bad_row
+        self.augment = supply.augment if supply.augment is not None and supply.augment.active() else None
         self._cache: OrderedDict[int, Prepared] = OrderedDict()
 
     def prepared(self, position: int) -> Prepared:
@@ -163,12 +227,12 @@ class TrainingRows:
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, position])
         return augment_row(row, self.policy.open_images(row, self.loader), self.augment, rng)
 
-    def usable(self, rows: Sequence[Row]) -> list[Row]:
-        """Those of `rows` whose images can be read; the others are counted, or raise, as in training."""
+    def usable(self, rows: Sequence[Row], loader: ImageLoader | None) -> list[Row]:
+        """Those of `rows` whose images `loader` can read; the others are counted, or raise, as in training."""
         kept = []
         for row in rows:
             try:
-                self.policy.open_images(row, self.loader)
+                self.policy.open_images(row, loader)
             except (ImageError, DataError) as error:
                 self._refuse_or_count(row, error)
             else:

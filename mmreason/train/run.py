@@ -20,11 +20,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from mmreason.config.curriculum import goal, phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.evaluate import EvalResult, evaluate, held_out_rows
 from mmreason.judge.build import build_judge
@@ -39,10 +40,7 @@ from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
 from mmreason.train.opening import open_folder, run_identity
-from mmreason.train.rows import FileRows, TaskRows, TrainingRows
-
-if TYPE_CHECKING:
-    from mmreason.data.readers import RowFile
+from mmreason.train.rows import RowFiles, TrainingRows, row_supply
 
 #: Held-out scores of the untrained policy, kept so that a continued run need not measure them again.
 BEFORE_FILE = "before.json"
@@ -69,14 +67,16 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     folder = RunFolder(Path(config.out) / config.name)
     identity = run_identity(config)
     checkpoint = open_run(config, folder, identity)
-    file = _data_file(config)
+    files = RowFiles()
+    for phase in phase_configs(config):
+        files.of(phase.data)
     policy = Policy.load(config.model, seed=config.seed)
     policy.share_prompts(config.policy)
-    rows, skipped = training_rows(config, policy, file)
+    rows, skipped = training_rows(config, policy, files)
     judge = build_judge(config.judge, policy, rows.loader)
     if process_state().is_main_process:
         folder.write_config(plain)
-    held_out = HeldOut.of(config, policy, rows, file, judge)
+    held_out = HeldOut.of(goal(config), policy, rows, judge)
     with SignalWatch() as watch:
         before = held_out.before(folder)
         _stop_if_asked(watch, folder, saved=False)
@@ -100,7 +100,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         finish(config, policy, folder, summary)
-        _tell(folder, before, after, summary, rows, file)
+        _tell(folder, before, after, summary, rows)
     return summary
 
 
@@ -169,37 +169,26 @@ def open_run(config: RunConfig, folder: RunFolder, identity: Mapping[str, Any]) 
 
 
 def training_rows(
-    config: RunConfig, policy: Policy, file: RowFile | None = None
+    config: RunConfig, policy: Policy, files: RowFiles | None = None
 ) -> tuple[TrainingRows, dict[str, int]]:
-    """The prompts to train on, and how many rows of the file were left out, by kind.
+    """The prompts to train on, of the first phase if the run has phases, and how many rows of files were left out, by kind.
 
     Args:
         config: the run.
         policy: resizes the images and writes the prompts.
-        file: the data file if it has been read already.
+        files: data files that have been read already; those of all phases are read.
     """
+    files = files or RowFiles()
+    supplies = [row_supply(phase, files) for phase in phase_configs(config)]
     cache_size = 2 * config.rollout.prompts_per_step
-    file = file or _data_file(config)
-    if file is None:
-        from mmreason.data.base import build_task
-
-        task_rows = TaskRows(build_task(config.task, config.seed))
-        return TrainingRows(task_rows, policy, cache_size=cache_size, augment=config.augment, seed=config.seed), {}
-    from mmreason.data.readers import image_loader, split_rows
-
-    if file.skipped:
-        print(file.skipped_summary())
-    train_rows, _ = split_rows(file.rows, config.data.eval_share, config.seed)
-    source = FileRows(train_rows, config.seed)
-    loader = image_loader(config.data)
-    rows = TrainingRows(source, policy, loader, config.data.on_bad_row, cache_size, config.augment, config.seed)
-    return rows, file.skipped_by_kind
-
-
-def _data_file(config: RunConfig) -> RowFile | None:
-    from mmreason.data.readers import read_rows
-
-    return None if config.data.path is None else read_rows(config.data)
+    rows = TrainingRows(supplies[0].source, policy, cache_size=cache_size, seed=config.seed, files=files)
+    rows.turn_to(supplies[0])
+    skipped: Counter[str] = Counter()
+    for file in files.all():
+        if file.skipped:
+            print(file.skipped_summary())
+        skipped.update(file.skipped_by_kind)
+    return rows, dict(skipped)
 
 
 @dataclass(frozen=True)
@@ -220,12 +209,11 @@ class HeldOut:
         config: RunConfig,
         policy: Policy,
         training: TrainingRows,
-        file: RowFile | None,
         judge: JudgeService | None = None,
     ) -> HeldOut:
-        rows, metric, correct_at, loader = held_out_rows(config, file)
+        rows, metric, correct_at, loader = held_out_rows(config, training.files.of(config.data))
         if loader is not None:
-            rows = training.usable(rows)
+            rows = training.usable(rows, loader)
         return cls(config, policy, rows, metric, correct_at, loader, judge)
 
     def scores(self) -> EvalResult | None:
@@ -312,7 +300,6 @@ def _tell(
     after: EvalResult | None,
     summary: Mapping[str, Any],
     rows: TrainingRows,
-    file: RowFile | None,
 ) -> None:
     """Print what came out."""
     print(f"\n{summary['steps']} steps, {summary['seconds']:.0f} s, peak memory {summary['peak_memory_mb']} MB")
@@ -325,8 +312,9 @@ def _tell(
     for label in ("rows_skipped", "rewards_failed"):
         if summary[label]:
             print(f"{label.replace('_', ' ')}: " + ", ".join(f"{n} × {kind}" for kind, n in summary[label].items()))
-    if file is not None and file.skipped:
-        print(file.skipped_summary())
+    for file in rows.files.all():
+        if file.skipped:
+            print(file.skipped_summary())
     for row, (_, reason) in list(rows.skipped.items())[:20]:
         print(f"  {row}: {reason}")
     print(f"model:  {folder.final}\nreport: {folder.report}")

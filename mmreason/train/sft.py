@@ -185,30 +185,30 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 def sft_arguments(config: RunConfig, output_dir: Path, steps: int, **changes: Any) -> TrainingArguments:
     """Map our options to transformers' `TrainingArguments`; `changes` are for trainers that build on this one."""
     trainer = config.trainer
-    usual: dict[str, Any] = dict(
-        output_dir=str(output_dir),
-        max_steps=steps,
-        per_device_train_batch_size=config.sft.batch_size,
-        learning_rate=trainer.learning_rate,
-        lr_scheduler_type=trainer.lr_schedule,
-        warmup_steps=trainer.warmup_steps,
-        weight_decay=trainer.weight_decay,
-        max_grad_norm=trainer.max_grad_norm,
-        adam_beta2=0.95,
+    usual: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "max_steps": steps,
+        "per_device_train_batch_size": config.sft.batch_size,
+        "learning_rate": trainer.learning_rate,
+        "lr_scheduler_type": trainer.lr_schedule,
+        "warmup_steps": trainer.warmup_steps,
+        "weight_decay": trainer.weight_decay,
+        "max_grad_norm": trainer.max_grad_norm,
+        "adam_beta2": 0.95,
         # The trainer saves after the last step too.
-        save_strategy="steps",
-        save_steps=trainer.save_every_steps or steps,
-        bf16=torch.cuda.is_available() and config.model.dtype != "float32",
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        logging_steps=max(1, min(50, steps // 20)),
-        logging_nan_inf_filter=False,
-        dataloader_num_workers=trainer.loader_workers,
-        report_to=list(trainer.report_to) or "none",
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        seed=config.seed,
-        use_cpu=not torch.cuda.is_available(),
-    )
+        "save_strategy": "steps",
+        "save_steps": trainer.save_every_steps or steps,
+        "bf16": torch.cuda.is_available() and config.model.dtype != "float32",
+        "gradient_checkpointing": config.model.gradient_checkpointing,
+        "logging_steps": max(1, min(50, steps // 20)),
+        "logging_nan_inf_filter": False,
+        "dataloader_num_workers": trainer.loader_workers,
+        "report_to": list(trainer.report_to) or "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "seed": config.seed,
+        "use_cpu": not torch.cuda.is_available(),
+    }
     return TrainingArguments(**{**usual, **changes})
 
 
