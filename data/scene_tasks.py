@@ -17,7 +17,6 @@ from mmreason.data.scenes import Scene, SceneObject, SceneOptions, draw_scene
 from mmreason.errors import ConfigError
 from mmreason.records import ImageGeometry, Message, Row
 
-
 _ROWS, _COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
 
 

@@ -37,6 +37,10 @@ recipes
   recipe list                   every recipe: paper, parts; `recipe=NAME` runs it
   recipe show NAME              what differs from the paper; published values and the tiny model's
 
+studies
+  study NAME [KEY=VALUE …]      a method against a baseline over seeds: figure, intervals, verdict
+  study --list                  every study: arms, what decides, paper
+
 rewards
   reward list                   every reward, what it needs and its options
   reward new NAME               a working reward file and its test
@@ -378,6 +382,42 @@ def _recipe_table(words: list[str]) -> int:
     return 0
 
 
+def _study(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason study",
+        description="Run a method against a baseline over several seeds with equal compute; write figure, table and verdict. "
+        "The same command continues what was stopped. Exit code 1 if a run failed.",
+        epilog="example: mmreason study papo --seeds 0,1 trainer.steps=20 --out runs/short",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="see --list; or a .yaml file of your own")
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the runs; sft.… are the warm-up's")
+    parser.add_argument("--list", action="store_true", help="every study: arms, what decides, paper")
+    parser.add_argument("--seeds", metavar="N,N,…", help="instead of the study's own")
+    parser.add_argument("--jobs", type=_positive, default=2, metavar="N", help="processes at once, a core each (default 2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of everything; default: runs/study-NAME")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="also write DIR/NAME.md and DIR/NAME.svg")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the page of what is finished")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.study.command import list_studies, run_study
+
+    if given.list:
+        list_studies()
+        return 0
+    if given.name is None or "=" in given.name:
+        raise ConfigError(f"which study? `mmreason study --list` shows them.\n{parser.format_usage().strip()}")
+    return run_study(
+        given.name,
+        given.options,
+        seeds=given.seeds,
+        jobs=given.jobs,
+        out=given.out,
+        docs=given.docs,
+        report_only=given.report_only,
+    )
+
+
 def _doctor(words: list[str]) -> int:
     parser = _Parser(prog="mmreason doctor", description="Machine, versions, what is missing and how to get it.")
     if _parse(parser, words) is None:
@@ -391,6 +431,7 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reward": _reward,
     "data": _data,
     "recipe": _recipe,
+    "study": _study,
     "report": _report,
     "doctor": _doctor,
 }

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmreason.config.curriculum import goal
 from mmreason.config.schema import RewardConfig, RunConfig
-from mmreason.errors import ConfigError
+from mmreason.errors import ConfigError, RewardFailure
 from mmreason.records import Rollout, Row
 from mmreason.stats import Interval, mean_interval, paired_difference
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mmreason.images import ImageLoader
     from mmreason.judge.service import JudgeService
     from mmreason.policy.policy import Policy
+    from mmreason.scoring import Exchange, RewardRunner, ScoreTable
 
 #: First number of the seeds of masks: apart from the random streams of tasks and augmentation.
 _MASK_STREAM = 0x6D61736B
@@ -159,8 +161,15 @@ def evaluate(
     loader: ImageLoader | None = None,
     judge: JudgeService | None = None,
     view: Callable[[Row], Row] | None = None,
+    exchange: Exchange | None = None,
 ) -> EvalResult:
-    """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`."""
+    """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`.
+
+    Processes that evaluate the same rows together give their `exchange`: all get the scores of the first, or its failure.
+
+    Raises:
+        RewardFailure: a reward fails too often.
+    """
     from mmreason.scoring import RewardRunner
 
     rollouts = sample_rollouts(
@@ -172,13 +181,30 @@ def evaluate(
         loader=loader,
         view=view,
     )
-    table = RewardRunner(rewards, judge).score(rollouts)
+    table = _scored_once(RewardRunner(rewards, judge), rollouts, exchange)
     scores = {name: table.values[:, column] for column, name in enumerate(table.names)}
     if metric in scores:
         values = scores[metric]
         scores["accuracy"] = np.where(np.isfinite(values), (values > correct_at).astype(np.float64), np.nan)
     scores["completion_length"] = np.asarray([rollout.num_tokens for rollout in rollouts], dtype=np.float64)
     return EvalResult(scores, tuple(rollouts))
+
+
+def _scored_once(runner: RewardRunner, rollouts: Sequence[Rollout], exchange: Exchange | None) -> ScoreTable:
+    """Scores by the first process: a reward that fails on one of them alone must not leave the others waiting."""
+    if exchange is None:
+        return runner.score(rollouts)
+    found: ScoreTable | RewardFailure | None = None
+    if exchange.rank == 0:
+        try:
+            found = runner.score(rollouts)
+        except RewardFailure as failure:
+            found = failure
+    table = exchange.gather(found)[0]
+    assert table is not None
+    if isinstance(table, RewardFailure):
+        raise table
+    return table
 
 
 def accuracy_rule(config: RunConfig, rows: Sequence[Row]) -> tuple[str, float]:
@@ -217,7 +243,7 @@ def held_out_rows(config: RunConfig, file: RowFile | None = None) -> tuple[list[
 
 
 def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate `model` on held-out rows, and `eval.compare` on the same rows; prints and writes the scores.
+    """Evaluate `model` on held-out rows (of a curriculum's last phase), and `eval.compare` on the same; prints and writes scores.
 
     Returns:
         The summary that is written to `summary.json` in the run folder.
@@ -235,6 +261,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
 
     folder = RunFolder(Path(config.out) / config.name)
     refuse_other_command(folder, "eval")
+    config = goal(config)
     # Whole pictures: one that breaks in the middle would otherwise end the evaluation.
     file = read_rows(config.data, full_check=True) if config.data.path is not None else None
     rows, metric, correct_at, loader = held_out_rows(config, file)
@@ -268,7 +295,9 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             view=_view(config, policy, loader),
         )
         found[label] = measures(results[label].rollouts)
-        _tell_scores(f"{name} on {len(rows)} held-out rows{_shown_how(config)}:", results[label].intervals(), found[label])
+        _tell_scores(
+            f"{name} on {len(rows)} held-out rows{_shown_how(config)}:", results[label].intervals(), found[label]
+        )
     summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed, "measures": found}
     summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
     summary |= {label: result.as_dict() for label, result in results.items()}

@@ -133,6 +133,28 @@ def images_of_boxes(target: Mapping[str, Any]) -> list[int]:
     return [0 if declared is None else declared] * len(target.get("boxes", []))
 
 
+def images_of_answer(found: LabelledBoxes, target: Mapping[str, Any], num_images: int) -> list[int | None]:
+    """Index of the image of each box that a model wrote, counted from 0; `None` where it lies in none.
+
+    The rule that box rewards go by: with one number as the target's `image_index`, boxes that name no image lie in that
+    one; with a list, in none; without either, all boxes lie in the first image, whatever they name. Where the target is
+    not about boxes, the image that a box names counts, or the only one.
+
+    Args:
+        found: boxes of an answer, or of the thinking before it.
+        target: of the row.
+        num_images: of the row; a box that names another image lies in none.
+    """
+    declared = target.get("image_index")
+    if declared is None and target.get("boxes") is not None:
+        indices: list[int | None] = [0] * len(found)
+    else:
+        unnamed = declared if declared is not None else 0 if num_images == 1 else None
+        unnamed = None if isinstance(unnamed, (list, tuple)) else unnamed
+        indices = [unnamed if index is None else index for index in found.image_indices]
+    return [index if index is not None and 0 <= index < num_images else None for index in indices]
+
+
 def write_target_boxes(target: Mapping[str, Any], geometry: tuple[ImageGeometry, ...], frame: Frame) -> str:
     """The right answer to a target of boxes, as a model that writes boxes in `frame` gives it.
 

@@ -273,6 +273,11 @@ class RewardRunner:
         """Go on from a `state_dict`; raises `ResumeError` if it is that of other rewards or shapers."""
         self._states.load_state_dict(states)
 
+    def take_over(self, other: RewardRunner) -> None:
+        """Go on with the states and counts of a runner of the same rewards with other options."""
+        self._states.load_state_dict(other.state_dict())
+        self.failures, self.calls, self.first_traceback = other.failures, other.calls, other.first_traceback
+
     def score(self, rollouts: Sequence[Rollout], progress: float = 0.0, exchange: Exchange | None = None) -> ScoreTable:
         """Score rollouts.
 

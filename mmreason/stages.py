@@ -261,6 +261,8 @@ def run_chain(chain: Composed, planned: Sequence[PlannedStage], where: Sequence[
         started = time.monotonic()
         command = [sys.executable, "-m", "mmreason", one.stage.command, *where, *one.words, "resume=auto"]
         code, stopped = run_job(command)
+        # A process that a signal has killed: the number that shells give it.
+        code = 128 - code if code < 0 else code
         if code != 0:
             print(f"stage {one.number}, '{one.stage.name}', ended with exit code {code}; resume=auto goes on there")
             break

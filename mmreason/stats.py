@@ -1,7 +1,7 @@
-"""How sure a number is: bootstrap intervals of a mean and of a paired difference.
+"""How sure a number is: bootstrap intervals over many questions, Student's t intervals over a few runs, trends of a series.
 
-What enters: one score per question (NaN = "does not apply", left out). What leaves: an `Interval` with the
-mean, its bounds and the number of scores used. The same values and seed always give the same bounds.
+What enters: one score per question, or one per run (NaN = "does not apply", left out). What leaves: an `Interval` with
+the mean, its bounds and the number of scores used. The same values and seed always give the same bounds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, kendalltau, norm, t, theilslopes
 
 FloatArray: TypeAlias = NDArray[np.float64]
 #: One number per question; numbers, booleans or an array of shape `[N]`.
 Scores: TypeAlias = Sequence[float] | Sequence[bool] | FloatArray
 
 _RESAMPLES = 9999
+#: Where the z-scores of trends end; beyond, probabilities are no numbers any more.
+MAX_Z = 12.0
+#: Fewer points than this say nothing about how alike neighbours are.
+_MIN_POINTS_FOR_LAG = 16
 #: Resampled numbers held in memory at once (8 bytes each).
 _BATCH_NUMBERS = 2_000_000
 
@@ -88,6 +92,38 @@ def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> In
     return Interval(mean, min(low, mean), max(high, mean), int(scores.size))
 
 
+def t_interval(values: Scores, confidence: float = 0.95) -> Interval:
+    """Return the mean of a few values, one a run, with Student's t interval: `mean ± t(n - 1) · s / √n`.
+
+    For a handful of runs a bootstrap promises too much: from three values it knows ten different samples, and its 95 %
+    interval holds the true mean in well under 90 % of studies. The t interval keeps its promise at every `n` from 2 if
+    the values are normal, which means over hundreds of held-out rows nearly are. It is wide (t = 4.30 at n = 3), because
+    three runs say little about their spread. Equal values have zero width.
+
+    Args:
+        values: one number a run, shape `[N]`; NaN entries are left out and not counted.
+        confidence: coverage of the interval, between 0 and 1.
+
+    Raises:
+        ValueError: as in `mean_interval`.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
+    scores = _as_scores(values, "values")
+    scores = scores[~np.isnan(scores)]
+    if scores.size == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(np.mean(scores))
+    if scores.size == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    if np.all(scores == scores[0]):
+        constant = float(scores[0])
+        return Interval(constant, constant, constant, int(scores.size))
+    error = float(np.std(scores, ddof=1)) / math.sqrt(scores.size)
+    half = float(t.ppf(0.5 + confidence / 2.0, scores.size - 1)) * error
+    return Interval(mean, mean - half, mean + half, int(scores.size))
+
+
 def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, seed: int = 0) -> Interval:
     """Return the mean of `after - before` over the same questions, with its bootstrap interval.
 
@@ -134,3 +170,47 @@ def _bounds(scores: FloatArray, confidence: float, seed: int, method: str) -> tu
             rng=np.random.default_rng(seed),
         )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """The monotone trend of a series.
+
+    Attributes:
+        z: Mann-Kendall z-score; above 0 = rising.
+        start: the Theil-Sen line at the first point.
+        end: the same at the last.
+    """
+
+    z: float
+    start: float
+    end: float
+
+
+def trend(values: FloatArray) -> Trend:
+    """Test a series `[n]` for a trend; `z` is 0 for one that does not vary or has fewer than three points."""
+    n = len(values)
+    if n < 3 or np.ptp(values) == 0.0:
+        level = float(np.median(values)) if n else math.nan
+        return Trend(0.0, level, level)
+    at = np.arange(n, dtype=np.float64)
+    slope, intercept = (float(number) for number in theilslopes(values, at)[:2])
+    left = values - intercept - slope * at
+    left -= np.median(left)
+    power = float(left @ left)
+    alike = float(left[1:] @ left[:-1]) / power if power > 0.0 and n >= _MIN_POINTS_FOR_LAG else 0.0
+    alike = min(max(alike, 0.0), 0.9)
+    found = kendalltau(at, values)
+    # The score that belongs to the exact probability: with few points, the normal approximation is poor.
+    z = math.copysign(min(float(norm.isf(found.pvalue / 2.0)), MAX_Z), found.statistic)
+    z /= math.sqrt((1.0 + alike) / (1.0 - alike))
+    return Trend(z, intercept, intercept + slope * (n - 1))
+
+
+def rough_z(values: FloatArray) -> float:
+    """Mann-Kendall z-score of a series `[n]` by its normal approximation, with ties; many times faster than `trend`."""
+    n = len(values)
+    ties = np.unique(values, return_counts=True)[1].astype(np.float64)
+    variance = n * (n - 1) * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())
+    rising = float(np.sign(np.subtract.outer(values, values))[np.tril_indices(n)].sum())
+    return rising / math.sqrt(variance / 18.0) if variance > 0.0 else 0.0

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field
 
 from mmreason.errors import PluginError
+from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import Rollout
 from mmreason.scoring import MustBeSet, group_reward
 
@@ -108,8 +109,8 @@ def classifier(
 
 
 def _question(rollout: Rollout) -> str:
-    """The text of the last message of the user."""
-    for message in reversed(rollout.row.messages):
+    """The text of the last message of the user; boxes in it as the model read them."""
+    for message in reversed(with_boxes_written(rollout.row.messages, rollout.geometry, rollout.box_frame)):
         if message.get("role") == "user":
             content = message.get("content")
             if isinstance(content, str):

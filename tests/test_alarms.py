@@ -13,8 +13,8 @@ from scipy.stats import norm
 
 from mmreason.boxes import Boxes, Frame, format_box
 from mmreason.records import ImageGeometry, Rollout, Row
+from mmreason.stats import MAX_Z, rough_z, trend
 from mmreason.train.alarms import AlarmBook, box_diagnosis
-from mmreason.train.trends import MAX_Z, rough_z, trend
 
 GEOMETRY = ImageGeometry(original_size=(640, 480), model_size=(308, 224), patch_size=14, merge_size=2)
 TRUTH = [100.0, 120.0, 300.0, 280.0]

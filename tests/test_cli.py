@@ -57,6 +57,8 @@ def test_top_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     for command in (
         "train",
         "sft",
+        "collect",
+        "dpo",
         "eval",
         "reward list",
         "reward score",
@@ -75,7 +77,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"mmreason {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["train", "sft", "eval"])
+@pytest.mark.parametrize("verb", ["train", "sft", "collect", "dpo", "eval"])
 def test_verb_help_lists_groups_choices_and_defaults(verb: str) -> None:
     text = verb_help(verb)
     for choices in config_groups().values():
@@ -187,11 +189,20 @@ def test_a_closed_pipe_is_no_error() -> None:
 # --- the training verbs
 
 
+ENGINES = {
+    "train.run": "run_train",
+    "train.sft": "run_sft",
+    "train.collect": "run_collect",
+    "train.dpo": "run_dpo",
+}
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
     """Stand-ins for the engine that record what they were started with."""
     calls: list[tuple[str, Any, Any]] = []
-    for module, function in (("train.run", "run_train"), ("train.sft", "run_sft"), ("evaluate", "run_eval")):
+    engines = {**ENGINES, "evaluate": "run_eval"}
+    for module, function in engines.items():
 
         def record(config: Any, plain: Any, function: str = function) -> dict[str, Any]:
             calls.append((function, config, plain))
@@ -203,11 +214,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, Any]]:
     return calls
 
 
-@pytest.mark.parametrize(("verb", "function"), [("train", "run_train"), ("sft", "run_sft"), ("eval", "run_eval")])
+@pytest.mark.parametrize("verb", ["train", "sft", "collect", "dpo", "eval"])
 def test_verbs_start_the_engine_with_the_checked_configuration(
-    verb: str, function: str, started: list[tuple[str, Any, Any]]
+    verb: str, started: list[tuple[str, Any, Any]], tmp_path: Path
 ) -> None:
-    assert run(verb, "seed=4", *(["recipe=tiny_vlm"] if verb == "sft" else [])) == 0
+    function = f"run_{verb}"
+    (tmp_path / "pairs.jsonl").touch()
+    words = {"sft": ["recipe=tiny_vlm"], "dpo": [f"data={tmp_path / 'pairs.jsonl'}"]}
+    assert run(verb, "seed=4", *words.get(verb, [])) == 0
     [(name, config, plain)] = started
     assert name == function
     assert (config.command, config.seed, plain["seed"]) == (verb, 4, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from played_processes import Together
+from reward_calls import made_rollout
 
 from mmreason import cli
 from mmreason.config.schema import ModelConfig, RewardConfig, TaskConfig
 from mmreason.data.base import build_task
-from mmreason.evaluate import EvalResult, evaluate
+from mmreason.errors import RewardFailure
+from mmreason.evaluate import EvalResult, _scored_once, evaluate
 from mmreason.policy.policy import Policy
 from mmreason.run_records import RunFolder
+from mmreason.scoring import REWARDS, RewardRunner, ScoreTable, reward
 
 
 def test_a_paired_difference_counts_only_rows_that_both_scored() -> None:
@@ -42,6 +47,40 @@ def test_scores_of_a_policy(random_model: Callable[[str], str]) -> None:
     assert [rollout.row.id for rollout in result.rollouts] == [row.id for row in rows]
     again = evaluate(policy, rows, RewardConfig(iou={}, format={}), **options | {"batch_size": 5})
     assert [r.token_ids for r in again.rollouts] == [r.token_ids for r in result.rollouts]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_processes_that_evaluate_together_all_get_what_the_first_found(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(REWARDS, "_items", dict(REWARDS._items))
+
+    @reward(name="fails_on_one")
+    def fails_on_one() -> float:
+        if threading.current_thread().name == f"process {failing}":
+            raise RuntimeError("broken here")
+        return 1.0
+
+    name = next(name for name in REWARDS.names() if name.endswith("fails_on_one"))
+    barrier, board = threading.Barrier(2, timeout=30), {}
+    found: dict[int, ScoreTable | Exception] = {}
+
+    def process(rank: int) -> None:
+        runner = RewardRunner(RewardConfig.model_validate({name: {}}))
+        try:
+            found[rank] = _scored_once(runner, [made_rollout("red", {})], Together(rank, barrier, board))
+        except RewardFailure as failure:
+            found[rank] = failure
+
+    threads = [threading.Thread(target=process, args=(rank,), name=f"process {rank}") for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    if failing == 0:
+        assert [str(found[rank]).partition(" failed")[0] for rank in (0, 1)] == [f"reward '{name}'"] * 2
+    else:
+        assert [float(found[rank].total[0]) for rank in (0, 1)] == [1.0, 1.0]
 
 
 def test_the_eval_command_compares_two_models(

@@ -164,6 +164,7 @@ def test_both_entropies_must_climb() -> None:
     assert alarms(verdicts) == []
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(0, 159))
 def test_steps_without_numbers_change_nothing(seed: int, at: int) -> None:
     signals = collapse(seed)[:100]
@@ -215,3 +216,46 @@ def test_other_states_are_refused(state: dict[str, Any]) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"collapse guard: {next(iter(options))}"):
         GuardOptions(**options)  # type: ignore[arg-type]
+
+
+def rising(seed: int, entropy_rise: float, steps: int = 40) -> list[str]:
+    """Alarms of a run whose K is large from the start and rises slowly, with the entropy or without."""
+    random = np.random.default_rng(seed)
+    guard = CollapseGuard(GuardOptions(max_perception_kl=9.0))
+    told = []
+    for step in range(steps):
+        noise = random.normal(0, 0.02, 3)
+        signals = StepSignals(
+            perception_kl=2.0 + 0.015 * step + noise[0],
+            entropy=0.35 + entropy_rise * step + noise[1],
+            masked_entropy=2.7 + 0.02 * step + noise[2],
+            reward=0.6,
+        )
+        told.append(guard.observe(step + 1, signals).alarm)
+    return [text for text in told if text]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_joint_trend_is_an_alarm_at_any_level(seed: int) -> None:
+    assert "all rise: entropy" in rising(seed, 0.006)[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_learning_to_look_does_not_raise_the_entropy(seed: int) -> None:
+    """K and the masked entropy rise, the entropy with the picture stays or falls."""
+    assert not rising(seed, 0.0)
+    assert not rising(seed, -0.002)
+
+
+def test_noise_rarely_looks_like_a_joint_trend() -> None:
+    """Independent noise in all three, 200 runs of 100 steps."""
+    fired = 0
+    for seed in range(200):
+        random = np.random.default_rng([7, seed])
+        guard = CollapseGuard(GuardOptions(max_perception_kl=9.0))
+        for step in range(100):
+            kl, entropy, masked = np.array([2.0, 0.4, 2.7]) + random.normal(0, 0.1, 3)
+            if guard.observe(step, StepSignals(kl, 0.0, entropy, masked, 0.5, 1.0)).alarm:
+                fired += 1
+                break
+    assert fired <= 2

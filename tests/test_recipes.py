@@ -16,6 +16,20 @@ from mmreason.recipes import TABLE, Recipe, as_table, recipe, recipes
 ALL = [one.name for one in recipes()]
 #: Recipes of `mmreason train` with a paper; the others are the project's own.
 PAPERS = [one.name for one in recipes() if one.made_of]
+#: Recipes of several commands -> what makes each of them short.
+CHAINS = {
+    # Its first stage has phases, which take no trainer.steps.
+    "r1_onevision": ("~trainer.steps", "sft.phases=[{steps: 3, mixture: {scene_qa/look: 1}}]", "sft.batch_size=4"),
+    "sophia": ("collect.rows=8", "collect.correct_only=false", "sft.batch_size=4", "collect.min_pass_rate=0"),
+    "visrl": ("collect.rows=8", "collect.chosen_min=0.25", "dpo.batch_size=2"),
+}
+SHORT = (
+    "trainer.steps=3",
+    "trainer.eval_rows=2",
+    "trainer.num_threads=1",
+    "rollout.prompts_per_step=2",
+    "rollout.group_size=2",
+)
 ROOT = Path(__file__).parent.parent
 
 
@@ -49,29 +63,41 @@ def test_the_page_of_all_recipes_is_that_of_the_files() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", [name for name in PAPERS if name not in CHAINS])
 def test_trains(name: str, tmp_path: Path) -> None:
     from mmreason.train.run import run_train
 
-    words = [
-        f"recipe={name}",
-        f"out={tmp_path}",
-        "name=run",
-        "trainer.steps=3",
-        "trainer.eval_rows=2",
-        "trainer.num_threads=1",
-        "rollout.prompts_per_step=2",
-        "rollout.group_size=2",
-        "rollout.max_new_tokens=24",
-    ]
-    composed = compose("train", words)
-    summary = run_train(composed.config, composed.plain)
+    words = [f"recipe={name}", f"out={tmp_path}", "name=run", *SHORT[1:], "rollout.max_new_tokens=24"]
+    plain = compose("train", words).plain
+    plain["trainer"]["steps"] = 3
+    for number, phase in enumerate(plain["curriculum"]["phases"][:-1], start=1):
+        phase["until_step"] = number
+    summary = run_train(RunConfig.model_validate(plain), plain)
     assert summary["steps"] == 3
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3]
-    assert all(isinstance(line["loss"], float) for line in lines)
     assert not summary["rewards_failed"]
-    assert (tmp_path / "run" / "report.html").is_file()
+    assert_three_steps(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAINS)
+def test_chain_trains(name: str, tmp_path: Path) -> None:
+    short = SHORT[1:] if "~trainer.steps" in CHAINS[name] else SHORT
+    own = [word for word in CHAINS[name] if not word.startswith("~")]
+    words = ["train", f"recipe={name}", f"out={tmp_path}", "name=run", *short, *own]
+    assert main(words) == 0
+    stages = compose("train", words[1:]).config.stages
+    folders = sorted(path for path in (tmp_path / "run").iterdir() if path.name[0].isdigit())
+    assert [folder.name.partition("-")[2] for folder in folders] == [stage.name for stage in stages]
+    for folder, stage in zip(folders, stages, strict=True):
+        if stage.command != "collect":
+            assert_three_steps(folder)
+    assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def assert_three_steps(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines][:3] == [1, 2, 3]
+    assert all(isinstance(line["loss"], float) for line in lines)
 
 
 def test_split_groups_are_refused_for_trpa() -> None:

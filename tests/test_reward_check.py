@@ -20,7 +20,7 @@ from mmreason.reward_kit.check import Report, check_reward
 from mmreason.reward_kit.check_texts import CHECKS, MEANINGS
 from mmreason.reward_kit.examples import Example, add_examples, built_in_examples
 from mmreason.reward_kit.probes import ATTACKS, HOSTILE, as_completion, attacks, hostile_text
-from mmreason.scoring import REWARDS, FloatArray, group_reward, reward, shaper
+from mmreason.scoring import REWARDS, FloatArray, batch_reward, group_reward, reward, shaper
 from mmreason.text import extract_answer
 
 Target = Mapping[str, Any]
@@ -178,6 +178,31 @@ def longer_is_better(answer: str | None, completion: str, target: Target) -> flo
     return 0.5 * float(answer == str(target["answer"])) + 0.5 * min(1.0, len(completion) / 20_000)
 
 
+def long_thinking(completion: str) -> float:
+    """Pays for length, whatever is right."""
+    return min(1.0, len(completion) / 20_000)
+
+
+def says_therefore(completion: str) -> float:
+    """Counts a word of reasoning, as often as it is said."""
+    return min(1.0, completion.casefold().count("therefore") / 20)
+
+
+def lowered_substring(completion: str, target: Target) -> float | None:
+    """The right answer occurs in the lowercased completion."""
+    if target.get("answer") is None:
+        return None
+    return float(str(target["answer"]).lower() in completion.lower())
+
+
+def recalled_words(answer: str | None, target: Target) -> float | None:
+    """Share of the right answer's words that are said."""
+    if target.get("answer") is None:
+        return None
+    wanted = set(str(target["answer"]).lower().split())
+    return len(wanted & set((answer or "").lower().split())) / max(1, len(wanted))
+
+
 @pytest.mark.parametrize(
     ("function", "caught"),
     [
@@ -191,12 +216,30 @@ def longer_is_better(answer: str | None, completion: str, target: Target) -> flo
         (part_of_caption, {"all_choices", "caption", "prompt"}),
         (searched_format, {"tags"}),
         (longer_is_better, {"lengths"}),
+        (long_thinking, {"lengths"}),
+        (says_therefore, {"lengths"}),
+        (lowered_substring, {"right", "empty", "all_choices", "tags", "thinking", "prompt", "lengths"}),
+        (recalled_words, {"all_choices", "prompt"}),
     ],
 )
 def test_rewards_that_can_be_fooled_are_caught(
     check: Callable[..., Report], function: Callable[..., Any], caught: set[str]
 ) -> None:
     assert caught <= failed(check(function))
+
+
+def test_rewards_without_a_target_may_pay_for_brevity_form_and_what_is_rare(check: Callable[..., Report]) -> None:
+    def brevity(completion: str) -> float:
+        """1 for an empty completion."""
+        return max(0.0, 1.0 - len(completion) / 400)
+
+    def rarer(answer: list[str | None]) -> list[float]:
+        """Share of the batch with another answer."""
+        return [1.0 - answer.count(own) / len(answer) for own in answer]
+
+    for report in (check(brevity), check(rarer, batch_reward)):
+        assert verdicts(report)["lengths"] == "ok"
+        assert failed(report) <= {"pickles"}  # they stand within a function
 
 
 def test_a_failure_tells_the_completion_and_what_it_was_worth(check: Callable[..., Report]) -> None:

@@ -471,12 +471,16 @@ def _disagreements(config: RunConfig) -> list[str]:
 
         problems += objective_problems(config)
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
+    if config.command == "dpo" and config.data.caption_column is not None:
+        problems.append("data.caption_column: pairs hold the prompts that they were sampled for; leave it out")
     if config.command == "dpo" and config.data.path is None:
         problems.append("data.path is empty: mmreason dpo learns from pairs; give data=PAIRS.jsonl")
     if config.command == "collect":
         problems += _collect_problems(config)
     if config.data.caption_column is not None and config.data.path is None:
-        problems.append("data.caption_column: without data.path there are no columns; generated scenes have task.caption")
+        problems.append(
+            "data.caption_column: without data.path there are no columns; generated scenes have task.caption"
+        )
     if config.command == "sft" and not config.sft.phases and config.data.path is None:
         problems.append(
             "sft.phases and data.path are empty: nothing to train on; give recipe=tiny_vlm or data=FILE.jsonl"
@@ -491,14 +495,10 @@ def _disagreements(config: RunConfig) -> list[str]:
 
 def _collect_problems(config: RunConfig) -> list[str]:
     """What `mmreason collect` could not do."""
-    from mmreason.reward_kit.composition import Condition
-
     collect, active = config.collect, config.reward.active()
     if not active:
         return ["reward: no reward is active: nothing can be filtered; set one: reward.iou.weight=1"]
     problems = []
-    if config.reward.correct is not None and Condition.parse(config.reward.correct).name not in active:
-        problems.append(f"reward.correct={config.reward.correct}: that reward is not active; add reward.NAME.weight=0")
     if collect.pairs:
         known = ["total", *active]
         problems += [
@@ -557,7 +557,7 @@ def _missing_files(config: RunConfig, coming: Collection[str]) -> list[str]:
     problems = []
     path = config.data.path
     if path is not None and path not in coming and not Path(path).expanduser().is_file():
-        problems.append(f"data.path={config.data.path}: no such file{_nearby(Path(config.data.path))}")
+        problems.append(f"data.path={config.data.path}: no such file{_nearby(Path(path))}")
     if config.data.image_root is not None and not Path(config.data.image_root).expanduser().is_dir():
         problems.append(f"data.image_root={config.data.image_root}: no such folder")
     if config.resume not in ("none", "auto") and not Path(config.resume).expanduser().is_dir():

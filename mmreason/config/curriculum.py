@@ -94,7 +94,9 @@ def curriculum_problems(config: RunConfig, check: Check) -> list[str]:
     names = [phase.name for phase in curriculum.phases]
     if not names:
         return [f"curriculum.phase={curriculum.phase}: this run has no phases"] if curriculum.phase else []
-    problems = [f"curriculum.phases: two phases are called {name}" for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems = [
+        f"curriculum.phases: two phases are called {name}" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
     if curriculum.phase is not None and curriculum.phase not in names:
         near = explain.suggest_word(curriculum.phase, names)
         problems.append(f"curriculum.phase={curriculum.phase}: no such phase.{near} Phases: {', '.join(names)}")
@@ -108,7 +110,7 @@ def curriculum_problems(config: RunConfig, check: Check) -> list[str]:
 
 
 def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as sections: `{"a.b": 1, "a": {"c": 2}}` becomes `{"a": {"b": 1, "c": 2}}`."""
+    """Dotted keys as sections: `{"a.b": 1, "a": {"c": 2}}` becomes `{"a": {"b": 1, "c": 2}}`; later ones win."""
     result: dict[str, Any] = {}
     for key, value in changes.items():
         inner: Any = nested(value) if isinstance(value, Mapping) else value
@@ -129,8 +131,10 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     result = dict(base)
     for key, value in changes.items():
         before = result.get(key)
-        inside = isinstance(value, Mapping) and isinstance(before, Mapping)
-        result[key] = _merged(before, value) if inside else value
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            result[key] = _merged(before, value)
+        else:
+            result[key] = value
     return result
 
 
@@ -148,16 +152,17 @@ def _set_problems(config: RunConfig, phase: PhaseConfig) -> list[str]:
     problems = []
     task = changes.get("task")
     if "task" in changes and not isinstance(task, Mapping):
-        problems.append(f"{_where(phase)}, set task={task}: write the section, such as {{task: {{name: {task}}}}}")
-        changes.pop("task")
+        return [f"{_where(phase)}, set task={task}: write the section, such as {{task: {{name: {task}}}}}"]
     path = changes["data"].get("path", config.data.path) if _is_section(changes, "data") else config.data.path
     if "task" in changes and path is not None:
         problems.append(
             f"{_where(phase)}, set task: its rows come from data.path={path}, so the task changes nothing; add "
             "data.path: null, or leave the task out"
         )
-    for key, value in _leaves(changes):
-        reason = _refusal(config, key, value)
+    written = [leaf for key, value in phase.set.items() for leaf in _leaves(nested({key: value}))]
+    keys = [key for key, _ in written]
+    for key in dict.fromkeys(keys):
+        reason = "it is given twice" if keys.count(key) > 1 else _refusal(config, key)
         if reason:
             problems.append(f"{_where(phase)}, set {key}: {reason}")
     return problems
@@ -167,7 +172,7 @@ def _is_section(changes: Mapping[str, Any], name: str) -> bool:
     return isinstance(changes.get(name), Mapping)
 
 
-def _refusal(config: RunConfig, key: str, value: Any) -> str:
+def _refusal(config: RunConfig, key: str) -> str:
     """Why a phase may not set a key; empty if it may."""
     if key in _FREE or key.startswith(("task.", "augment.")):
         return ""
@@ -197,7 +202,9 @@ def _refused_member(section: str, name: str, known: list[str], has_option: bool)
             f"{section}.{name} is not in the run, and a phase cannot add it.{explain.suggest_word(name, known)} In the run: "
             f"{', '.join(known) or 'none'}. Give it to the run itself with weight (or coefficient) 0"
         )
-    return "" if has_option else f"set its options one by one; to switch {name} off, set its weight (or coefficient) to 0"
+    return (
+        "" if has_option else f"set its options one by one; to switch {name} off, set its weight (or coefficient) to 0"
+    )
 
 
 def _active(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,8 +267,15 @@ def _metric_problem(config: RunConfig, metric: str) -> str:
         near = explain.suggest_word(named, rewards)
         return f"no reward '{named}' in this run.{near} In the run: {', '.join(rewards)}"
     if metric.startswith("eval/"):
-        evaluates = config.trainer.eval_every_steps > 0 and config.trainer.eval_rows > 0
-        return "" if evaluates else "nothing is evaluated during this run; set trainer.eval_every_steps (and eval_rows)"
+        if config.trainer.eval_every_steps == 0 or config.trainer.eval_rows == 0:
+            return "nothing is evaluated during this run; set trainer.eval_every_steps (and eval_rows)"
+        scores = [*rewards, "accuracy", "completion_length"]
+        named = metric.removeprefix("eval/")
+        return (
+            ""
+            if named in scores
+            else f"no such score.{explain.suggest_word(named, scores)} There are {', '.join(scores)}"
+        )
     if "seconds" in metric:
         return "times differ from run to run, so that a continued run would not be the same"
     if metric == "kl" and config.objective.beta == 0:

@@ -118,7 +118,7 @@ class Desk:
         """Answer everything that was handed over.
 
         Args:
-            until: `time.monotonic()` after which no further batch is begun.
+            until: `time.monotonic()` after which no further batch is begun, and nothing is given out.
         """
         with self._lock:
             asks, self._handed_over = self._handed_over, []
@@ -136,6 +136,8 @@ class Desk:
             if wanted:
                 found = self._replies([by_key[key][0].question for key in wanted])
                 done += [(ask, made) for key, made in zip(wanted, found, strict=True) for ask in by_key[key]]
+        if time.monotonic() >= until:
+            return  # Too late for all: whether some still came through would be a matter of luck.
         for loop in dict.fromkeys(ask.loop for ask, _ in done):
             mine = [(ask, made) for ask, made in done if ask.loop is loop]
             if loop.is_running():

@@ -25,7 +25,8 @@ from mmreason.errors import DataError
 from mmreason.judge.cache import ReplyCache
 from mmreason.judge.desk import Desk
 from mmreason.judge.questions import SYSTEM, JudgeError, Picture, Question, Verdict, read_reply, render
-from mmreason.records import ImageSource, Row
+from mmreason.prompt_boxes import with_boxes_written
+from mmreason.records import ImageSource, Rollout, Row
 
 if TYPE_CHECKING:
     from mmreason.images import ImageLoader
@@ -114,9 +115,13 @@ class JudgeService:
         """A judge whose replies a function makes: for tests of rewards."""
         return cls(JudgeConfig(), ScriptedBackend(script))
 
-    def of(self, row: Row) -> RowJudge:
-        """The judge of the completions of a row."""
-        return RowJudge(self, row)
+    def of(self, rollout: Rollout) -> RowJudge:
+        """The judge of the completions of a row.
+
+        Args:
+            rollout: one of them; it tells how the model saw the row.
+        """
+        return RowJudge(self, rollout)
 
     async def reply(self, question: Question) -> tuple[str, bool]:
         """The reply to a question, and whether it was on disk.
@@ -179,16 +184,29 @@ class RowJudge:
 
     Attributes:
         service: of the run.
-        row: whose completions are judged; only its prompt is read.
+        rollout: a completion of the row that is judged; only its prompt, and how the model saw it, is read.
     """
 
     service: JudgeService = field(repr=False)
-    row: Row
+    rollout: Rollout
+
+    @property
+    def row(self) -> Row:
+        """Whose completions are judged."""
+        return self.rollout.row
 
     @property
     def question(self) -> str:
-        """The text of the row's prompt, pictures left out: pass it as data, it is no instruction to the judge."""
-        return "\n".join(filter(None, (_text_of(message) for message in self.row.messages)))
+        """The text of the row's prompt, pictures left out: pass it as data, it is no instruction to the judge.
+
+        Boxes in the prompt read as the model read them, in its own frame, as in its answers.
+
+        Raises:
+            DataError, BoxError: the prompt holds boxes of an image that the row does not have, or none that are boxes.
+        """
+        one = self.rollout
+        shown = with_boxes_written(one.row.messages, one.geometry, one.box_frame)
+        return "\n".join(filter(None, (_text_of(message) for message in shown)))
 
     async def ask(
         self,

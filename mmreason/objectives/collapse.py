@@ -17,6 +17,11 @@ A relative sign stands when the recent level has gone half of that way on a log 
 entropies × 2, the variance × 2.9, all from the level of the run's first steps. Since K rises too when the model learns
 to look, a rise of K alone is no alarm: it needs a second early sign, or K above .5. Clip fractions stay 0 in strictly
 on-policy training.
+
+A small model whose answers hang on every digit that it sees starts with a large K, and collapses without going such a
+long way. So a joint trend is an alarm too, whatever the levels: K, the entropy and the masked entropy all rise
+(Mann-Kendall, `mmreason.stats.trend`). Learning to look raises K and the masked entropy, but not the entropy with the
+picture.
 """
 
 from __future__ import annotations
@@ -27,6 +32,14 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import Any
 
+import numpy as np
+
+from mmreason.stats import rough_z, trend
+
+#: What a joint trend is looked for in.
+_TREND = ("entropy", "perception_kl", "masked_entropy")
+#: Below this share of the bound, the rough score spares the exact one.
+_SCREEN = 0.75
 #: Signs in the published order.
 SIGNS = ("perception_kl", "clip_high", "entropies", "reward", "perception_kl_variance")
 
@@ -65,7 +78,10 @@ class GuardOptions:
         min_entropy, min_variance: likewise; *ours*.
         reward_drop: share of the best recent reward that must be lost; *ours*.
         baseline_steps, recent_steps: first steps, and last ones, whose medians are compared; *ours*.
-        patience_steps: steps in a row before the alarm; *ours*.
+        trend_steps, min_trend_steps: most and fewest last steps that a joint trend is looked for in; *ours*.
+        trend_z, entropy_trend_z: least z-scores of the rise of K and the masked entropy, and of the entropy with the
+            picture; *ours*: noise passes 3 once in 700 looks.
+        patience_steps: steps in a row before the alarm; a joint trend needs no further patience; *ours*.
         cut: factor on γ at each alarm. Half: .04 collapsed where .02 was best.
         cooldown_steps: steps after an alarm before another; *ours*.
         enabled: false = alarms only, the factor stays 1.
@@ -83,6 +99,10 @@ class GuardOptions:
     reward_drop: float = 0.2
     baseline_steps: int = 10
     recent_steps: int = 5
+    trend_steps: int = 48
+    min_trend_steps: int = 16
+    trend_z: float = 2.0
+    entropy_trend_z: float = 3.0
     patience_steps: int = 3
     cut: float = 0.5
     cooldown_steps: int = 20
@@ -93,7 +113,9 @@ class GuardOptions:
             value = getattr(self, field.name)
             if field.name == "enabled":
                 continue
-            if field.name.startswith("rise_"):
+            if field.name.endswith("_z"):
+                allowed, rule = value > 0, "positive"
+            elif field.name.startswith("rise_"):
                 allowed, rule = value > 1, "above 1"
             elif field.name.endswith("_steps"):
                 allowed, rule = value >= 1, "at least 1"
@@ -146,6 +168,8 @@ class CollapseGuard:
         self.factor = 1.0
         self._first: dict[str, list[float]] = {}
         self._recent: dict[str, list[float]] = {}
+        #: The last `trend_steps` numbers of what a joint trend is looked for in.
+        self._history: dict[str, list[float]] = {}
         self._best_reward = -math.inf
         self._since: dict[str, int] = {}
         self._standing = 0
@@ -164,11 +188,12 @@ class CollapseGuard:
         self._standing = self._standing + 1 if self._is_collapsing(signs) else 0
         alarm = ""
         rested = self._alarm_step is None or step - self._alarm_step >= self.options.cooldown_steps
-        if self._standing >= self.options.patience_steps and rested and self.factor > 0:
+        rising = self._rising_together()
+        if (rising or self._standing >= self.options.patience_steps) and rested and self.factor > 0:
             if self.options.enabled:
                 self.factor *= self.options.cut
             self._alarm_step = step
-            alarm = self._text(step, signs)
+            alarm = self._text(step, signs, rising)
         return GuardVerdict(signs, alarm, self.factor)
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,6 +202,7 @@ class CollapseGuard:
             "factor": self.factor,
             "first": {name: list(values) for name, values in self._first.items()},
             "recent": {name: list(values) for name, values in self._recent.items()},
+            "history": {name: list(values) for name, values in self._history.items()},
             "best_reward": None if math.isinf(self._best_reward) else self._best_reward,
             "since": dict(self._since),
             "standing": self._standing,
@@ -190,9 +216,9 @@ class CollapseGuard:
             ValueError: not such a state.
         """
         try:
-            first, recent = (
+            first, recent, history = (
                 {str(name): [float(value) for value in values] for name, values in state[part].items()}
-                for part in ("first", "recent")
+                for part in ("first", "recent", "history")
             )
             best, alarm_step = state["best_reward"], state["alarm_step"]
             factor, standing = float(state["factor"]), int(state["standing"])
@@ -201,7 +227,7 @@ class CollapseGuard:
             last_alarm = None if alarm_step is None else int(alarm_step)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"this is no saved state of a collapse guard: {error!r}") from error
-        self._first, self._recent, self._since = first, recent, since
+        self._first, self._recent, self._history, self._since = first, recent, history, since
         self._best_reward, self._alarm_step = best_reward, last_alarm
         self.factor, self._standing = factor, standing
 
@@ -214,6 +240,10 @@ class CollapseGuard:
         recent = self._recent.setdefault(name, [])
         recent.append(value)
         del recent[: -self.options.recent_steps]
+        if name in _TREND:
+            history = self._history.setdefault(name, [])
+            history.append(value)
+            del history[: -self.options.trend_steps]
         if name == "reward" and len(recent) == self.options.recent_steps:
             self._best_reward = max(self._best_reward, median(recent))
 
@@ -264,6 +294,23 @@ class CollapseGuard:
             return best, levels[1]
         return None
 
+    def _rising_together(self) -> str:
+        """A joint trend in words; empty if there is none."""
+        told = []
+        for name in _TREND:
+            history = self._history.get(name, [])
+            if len(history) < self.options.min_trend_steps:
+                return ""
+            bound = self.options.entropy_trend_z if name == "entropy" else self.options.trend_z
+            # The rough score is many times faster, and most steps have no trend.
+            if rough_z(np.array(history)) < bound * _SCREEN:
+                return ""
+            found = trend(np.array(history))
+            if found.z < bound:
+                return ""
+            told.append(f"{name} {found.start:.3g} → {found.end:.3g}")
+        return f"over the last {len(self._history['entropy'])} steps all rise: {', '.join(told)}"
+
     def _is_collapsing(self, signs: tuple[Sign, ...]) -> bool:
         names = {sign.name for sign in signs}
         if "perception_kl" not in names:
@@ -271,8 +318,8 @@ class CollapseGuard:
         early = {"clip_high", "entropies", "perception_kl_variance"}
         return bool(names & early) or self._above("perception_kl", self.options.max_perception_kl) is not None
 
-    def _text(self, step: int, signs: tuple[Sign, ...]) -> str:
-        listed = "; ".join(str(sign) for sign in signs)
+    def _text(self, step: int, signs: tuple[Sign, ...], rising: str) -> str:
+        listed = "; ".join([*(str(sign) for sign in signs), *([rising] if rising else [])])
         done = (
             f"Its coefficient is cut to {self.factor:g} of what is set." if self.options.enabled else "Nothing is cut."
         )

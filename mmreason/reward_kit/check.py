@@ -35,6 +35,7 @@ from mmreason.reward_kit.probes import (
     Probe,
     attacks,
     completion,
+    padding,
 )
 from mmreason.reward_kit.sheets import Failed, Notebook, Sheet
 
@@ -237,7 +238,9 @@ class _Examination:
     def _attacks(self) -> Iterable[Finding]:
         if self._not_judging("tags"):
             reasons = {check: self._not_judging(check) or _nothing(check) for check in ATTACKS}
-            return (reasons | {"tags": self._structure() or reasons["tags"]}).values()
+            reasons["tags"] = self._structure() or reasons["tags"]
+            reasons["lengths"] = self._padding() or reasons["lengths"]
+            return reasons.values()
         tried: dict[str, list[tuple[float, str]]] = {check: [] for check in ATTACKS}
         problems: dict[str, list[str]] = {check: [] for check in ATTACKS}
         for sheet in self.notes.usable:
@@ -272,6 +275,23 @@ class _Examination:
         ]
         worst = max(max(given) for given in values.values())
         return _judged("tags", problems, f"well formed {well[0]:.3g}, malformed at most {worst:.3g}")
+
+    def _padding(self) -> Finding | None:
+        """For a reward that is not told what is right: text that says nothing must pay no more; `None` for others."""
+        if self.bench.borrows or self.notes.sheets:
+            return None
+        plain, padded = padding(self.notes.ground)
+        tried = {what: text for what, text in padded.items() if len(text) <= self.max_chars}
+        short = max(self._values_of_form(plain))
+        if not tried or short == -math.inf:
+            return None
+        values = dict(zip(tried, self._values_of_form(list(tried.values())), strict=True))
+        problems = [
+            f"{what}: {value:.3g}, short ones: {short:.3g}. It was {quoted(tried[what])}"
+            for what, value in values.items()
+            if value > short + _EXACTLY
+        ]
+        return _judged("lengths", problems, f"short {short:.3g}, padded at most {max(values.values()):.3g}")
 
     def _values_of_form(self, texts: Sequence[str]) -> list[float]:
         values = self.notes.score([Case(self.notes.ground, text) for text in texts])

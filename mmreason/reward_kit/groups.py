@@ -110,7 +110,7 @@ class RolloutFacts:
 
     def judged_by(self, judge: JudgeService) -> Any:
         """What a reward that names `judge` receives."""
-        return judge.of(self.rollout.row)
+        return judge.of(self.rollout)
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class GroupFacts:
 
     def judged_by(self, judge: JudgeService) -> Any:
         """The judge of the row that all of them answer; the pictures of members from elsewhere may have stayed there."""
-        rows = [member.facts.rollout.row for member in self.members]
-        return judge.of(max(rows, key=lambda row: len(row.images)))
+        rollouts = [member.facts.rollout for member in self.members]
+        return judge.of(max(rollouts, key=lambda rollout: len(rollout.row.images)))
 
 
 class BatchFacts(GroupFacts):

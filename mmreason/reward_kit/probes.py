@@ -260,6 +260,21 @@ def _lengths(example: Example) -> Iterator[Probe]:
         yield Probe("lengths", what, text, control=completion(wrong))
 
 
+def padding(example: Example) -> tuple[list[str], dict[str, str]]:
+    """For rewards that are not told what is right: ordinary completions, and what is wrong with long ones -> those."""
+    right, long = example.right[0], _FILLER * 400
+    # One says what nobody else does: a batch reward may well pay for that.
+    answers = (right, example.wrong[0], "a zebra")
+    plain = [*map(completion, answers), completion(right, ""), f"<answer>{right}</answer>", right]
+    return plain, {
+        "a very long thinking": completion(right, long),
+        "a thinking that is repeated": completion(right, f"{THINKING} " * 100),
+        "one word again and again": completion(right, "therefore " * 1000),
+        "a speech after the answer": completion(f"{right} {long}"),
+        "a speech of 30,000 letters": completion(long, long),
+    }
+
+
 # ---------------------------------------------------------------------- garbage and hostile text
 
 #: Answers, and whole completions, that say nothing.

@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmreason.boxes import Boxes, Frame, parse_boxes
+from mmreason.boxes import Boxes, Frame
 from mmreason.errors import BoxError
+from mmreason.labelled_boxes import LabelledBoxes, images_of_answer, images_of_boxes, parse_labelled_boxes
 from mmreason.records import Rollout
 from mmreason.train.trends import ScoreWatch
 
@@ -32,6 +33,8 @@ SHOWN_SAMPLES = 3
 #: Another frame is named when the boxes overlap this much on average if read in it.
 CONVINCING_IOU = 0.2
 
+#: The alarm of the perception term's guard.
+GUARD_KEY = "perception term collapses"
 #: Rollouts of a step that a diagnosis looks at.
 MAX_SAMPLES = 64
 
@@ -68,7 +71,8 @@ class AlarmBook:
     """Watches the metrics of one run.
 
     Besides what one step tells, it watches whether a score rises while fewer answers are right
-    (`mmreason.train.trends`), where the run logs one of `CORRECTNESS`.
+    (`mmreason.train.trends`), where the run logs one of `CORRECTNESS`, and whether the guard of the perception term
+    (`mmreason.objectives.collapse`) has cut it.
 
     Args:
         reward_names: reward parts that are trained on; `rewards/<name>` is watched.
@@ -87,25 +91,37 @@ class AlarmBook:
         self._lasting: dict[str, int] = {}
         self._standing: dict[str, Alarm] = {}
         self._failing: set[str] = set()
-        self._watches = tuple(ScoreWatch(correct, self.reward_names) for correct in CORRECTNESS)
+        #: What the guard left of the perception term at the newest step.
+        self._guard_factor = 1.0
+        self._phase = math.nan
+        self._watches = self._fresh_watches()
 
-    def observe(self, step: int, metrics: Mapping[str, float], samples: Samples = ()) -> list[str]:
+    def _fresh_watches(self) -> tuple[ScoreWatch, ...]:
+        return tuple(ScoreWatch(correct, self.reward_names) for correct in CORRECTNESS)
+
+    def observe(self, step: int, metrics: Mapping[str, float], samples: Samples = (), guard: str = "") -> list[str]:
         """Take the metrics of one step; returns new messages, see `alarms`."""
-        return [alarm.text for alarm in self.alarms(step, metrics, samples)]
+        return [alarm.text for alarm in self.alarms(step, metrics, samples, guard)]
 
-    def alarms(self, step: int, metrics: Mapping[str, float], samples: Samples = ()) -> list[Alarm]:
+    def alarms(self, step: int, metrics: Mapping[str, float], samples: Samples = (), guard: str = "") -> list[Alarm]:
         """Take the metrics of one step.
 
         Args:
             step: optimizer step, used in the messages.
             metrics: by logged name; a metric that is not logged at a step leaves its alarms as they are.
             samples: rollouts of the step, to quote and to diagnose from.
+            guard: what the guard of the perception term says of this step; empty if nothing, or if only the metrics
+                are at hand, which tell that it has cut the term, but not why.
 
         Returns:
             New alarms, in order of weight; one that still stands is not repeated. `until` is filled in later.
         """
+        phase = metrics.get("curriculum/phase", math.nan)
+        if phase != self._phase and not math.isnan(phase):
+            # Scores of other rows or other rewards cannot be compared.
+            self._phase, self._watches = phase, self._fresh_watches()
         raised = []
-        for condition in self._conditions(step, metrics, samples):
+        for condition in (*self._guard_conditions(step, metrics, guard), *self._conditions(step, metrics, samples)):
             key = condition.key
             if not condition.text:
                 self._lasting.pop(key, None)
@@ -139,6 +155,24 @@ class AlarmBook:
                 "rollout.max_new_tokens, or ask for shorter thinking in model.instruction."
             )
             yield Condition("truncated", text if truncated > MAX_TRUNCATED else "")
+
+    def _guard_conditions(self, step: int, metrics: Mapping[str, float], guard: str) -> Iterator[Condition]:
+        """The guard of the perception term speaks up, or has cut the term; over when none of its signs stands."""
+        factor, before = metrics.get("objective/guard_factor", math.nan), self._guard_factor
+        signs = metrics.get("objective/guard_signs", math.nan)
+        if not math.isnan(factor):
+            self._guard_factor = factor
+        if guard or factor < before:
+            text = guard or (
+                f"step {step}: the perception term shows signs of collapse ({signs:g} of them stand), and its guard has "
+                f"cut the coefficient to {factor:g} of what is set. Look at the completions (mmreason report "
+                f"{self.run_dir}): text that has nothing to do with the question raises this term."
+            )
+            # A further cut is news, also while the first one's signs still stand.
+            yield Condition(GUARD_KEY, "")
+            yield Condition(GUARD_KEY, text)
+        elif signs == 0:
+            yield Condition(GUARD_KEY, "")
 
     def _failure_conditions(self, step: int, metrics: Mapping[str, float]) -> Iterator[Condition]:
         """One condition a failing reward, so that a second one is reported while the first still fails."""
@@ -226,57 +260,92 @@ class AlarmBook:
 
 
 def box_diagnosis(samples: Samples, box_frame: str) -> str:
-    """Why boxes may earn nothing: none written, another frame, or simply wrong places.
+    """Why boxes may earn nothing: none written, no image named with them, another frame, or simply wrong places.
 
     Args:
         samples: rollouts with a target of boxes.
         box_frame: the frame they are read in.
     """
     usable = [rollout for rollout in samples if rollout.geometry and isinstance(rollout.row.target.get("boxes"), list)]
-    written = [(rollout, parse_boxes(rollout.answer or "", Frame.original_px)) for rollout in usable]
-    parsed = [(rollout, boxes) for rollout, boxes in written if len(boxes)]
+    written = [(rollout, parse_labelled_boxes(rollout.answer or "", Frame.original_px)) for rollout in usable]
+    parsed = [(rollout, found) for rollout, found in written if len(found)]
     if usable and not parsed:
         return (
             f"None of {len(usable)} answers looked at holds a box [x1, y1, x2, y2]: say in model.instruction "
             "how to write one, or warm up with `mmreason sft`." + _quoted([rollout.text for rollout in usable])
         )
+    placed = [(rollout, found) for rollout, found in parsed if set(_images(rollout, found)) != {None}]
+    if parsed and not placed:
+        return (
+            f"None of {len(parsed)} answers with boxes names an image of its row, where the answer has to: say in "
+            "model.instruction to write `image 2 [x1, y1, x2, y2]`, counted from 1, or warm up with `mmreason sft`."
+            + _quoted([rollout.answer or "" for rollout, _ in parsed])
+        )
     advice = f"Likely the box frame: boxes are read as {box_frame or 'an unknown frame'}."
-    overlaps = frame_overlaps(parsed)
+    overlaps = frame_overlaps(placed)
     if overlaps:
         best = max(overlaps, key=lambda frame: overlaps[frame])
         if best != box_frame and overlaps[best] > max(CONVINCING_IOU, 2 * overlaps.get(box_frame, 0.0)):
             advice += f" Read as {best}, the same boxes overlap the true ones by {overlaps[best]:.2f} on average."
         else:
             advice = f"Boxes are read as {box_frame}; no other frame fits them better, so the places are wrong."
-    shown = [
-        f"{_shorten(rollout.answer or '')} in a picture of {_size(rollout.geometry[0].original_size)} px "
-        f"(the model sees {_size(rollout.geometry[0].model_size)}), "
-        f"truth {_shorten(str(rollout.row.target['boxes']))}"
-        for rollout, _ in parsed[:SHOWN_SAMPLES]
-    ]
+    shown = [_sampled(rollout, found) for rollout, found in placed[:SHOWN_SAMPLES]]
     return advice + (f" Sampled: {'; '.join(shown)}." if shown else "")
 
 
-def frame_overlaps(parsed: Sequence[tuple[Rollout, Boxes]]) -> dict[str, float]:
-    """Mean best overlap with the true boxes when the numbers are read in each frame: frame -> IoU."""
+def frame_overlaps(parsed: Sequence[tuple[Rollout, LabelledBoxes]]) -> dict[str, float]:
+    """Mean best overlap with the true boxes when the numbers are read in each frame: frame -> IoU.
+
+    Boxes of different images never overlap; an answer without a box in any image is passed over.
+    """
     found: dict[str, list[float]] = {}
     for rollout, written in parsed:
-        geometry = rollout.geometry[0]
         for frame in Frame:
             try:
-                truth = Boxes.of(rollout.row.target["boxes"], Frame.original_px).ordered()
-                read = Boxes(written.xyxy, frame).to(Frame.original_px, geometry).ordered()
+                best = _best_overlap(rollout, written, frame)
             except BoxError:
                 continue
-            if len(truth):
-                found.setdefault(frame.value, []).append(float(read.iou(truth).max()))
+            if best is not None:
+                found.setdefault(frame.value, []).append(best)
     return {frame: sum(values) / len(values) for frame, values in found.items()}
 
 
+def _best_overlap(rollout: Rollout, written: LabelledBoxes, frame: Frame) -> float | None:
+    """Largest IoU of a written box, read in `frame`, with a true one of its image; `None` if nothing can be compared."""
+    truth = Boxes.of(rollout.row.target["boxes"], Frame.original_px).ordered()
+    true_images, images = images_of_boxes(rollout.row.target), _images(rollout, written)
+    placed = {image for image in images if image is not None}
+    if not len(truth) or not placed:
+        return None
+    best = 0.0
+    for image in placed & set(true_images):
+        ours = written.boxes.xyxy[[place == image for place in images]]
+        theirs = truth.xyxy[[place == image for place in true_images]]
+        read = Boxes(ours, frame).to(Frame.original_px, rollout.geometry[image]).ordered()
+        best = max(best, float(read.iou(Boxes(theirs, Frame.original_px)).max()))
+    return best
+
+
+def _images(rollout: Rollout, found: LabelledBoxes) -> list[int | None]:
+    return images_of_answer(found, rollout.row.target, len(rollout.geometry))
+
+
+def _sampled(rollout: Rollout, found: LabelledBoxes) -> str:
+    """An answer beside the truth, with the size of the picture that its first placed box lies in."""
+    image = next(image for image in _images(rollout, found) if image is not None)
+    geometry, target = rollout.geometry[image], rollout.row.target
+    index = target.get("image_index")
+    return (
+        f"{_shorten(rollout.answer or '')} in a picture of {_size(geometry.original_size)} px "
+        f"(the model sees {_size(geometry.model_size)}), truth {_shorten(str(target['boxes']))}"
+        + ("" if index is None else f" with image_index {_shorten(str(index))}")
+    )
+
+
 def _is_bad(name: str, value: float) -> bool:
-    """A NaN is a fault, except where it says 'applied to nothing': rewards, correctness and held-out scores."""
+    """A NaN is a fault, except where it says 'applied to nothing': rewards, their spread, correctness and held-out scores."""
     if math.isnan(value):
-        return not name.startswith(("rewards/", "eval/")) and name not in CORRECTNESS
+        return not name.startswith(("rewards/", "zero_variance_groups/", "eval/")) and name not in CORRECTNESS
     return math.isinf(value)
 
 

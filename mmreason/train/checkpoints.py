@@ -41,6 +41,7 @@ FREE_OPTIONS = (
     "source",
     "about",
     "sft",
+    "curriculum.phase",
     "reward.max_failure_share",
     "reward.workers",
     "reward.worker_memory_mb",

@@ -379,7 +379,9 @@ def open_collection(config: RunConfig, folder: RunFolder, identity: Mapping[str,
         progress = Progress(
             saved["batches"],
             saved["bytes"],
-            *(Counter(saved[name]) for name in ("counts", "dropped", "failures")),
+            Counter(saved["counts"]),
+            Counter(saved["dropped"]),
+            Counter(saved["failures"]),
             saved["reward_state"],
         )
     except (ValueError, KeyError, TypeError) as error:

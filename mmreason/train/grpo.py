@@ -44,10 +44,10 @@ from mmreason.train.checkpoints import (
     random_states_kept,
     read_extra_state,
 )
+from mmreason.train.curriculum import PhasedBatches
 from mmreason.train.gathering import AllProcesses
 from mmreason.train.objective_hooks import StepFacts
 from mmreason.train.refill import SampledBatch
-from mmreason.train.replay import ReplayedBatches
 from mmreason.train.rows import TrainingRows
 
 _CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
@@ -142,7 +142,7 @@ class RewardColumn:
         raise NotImplementedError("rewards are scored together in MMReasonGRPOTrainer._calculate_rewards")
 
 
-class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
+class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
     """TRL's GRPO with our rows, rewards, records and checkpoints.
 
     Args:
@@ -180,6 +180,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
         self.folder = folder.create()
         self.keep_checkpoints = config.trainer.keep_checkpoints
         self.identity = identity if identity is not None else config.model_dump(mode="json")
+        config = self.set_up_curriculum()
         self.judge = judge
         self.rewards = RewardRunner(config.reward, judge)
         self.writer = RolloutWriter(folder)
@@ -261,6 +262,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Why: rows are drawn and images decoded here, once a prompt, however often it is repeated."""
+        self.enter_due_phase()
         self._boundary = RandomStates.capture(), self.rewards.state_dict(), self.replay_snapshot()
         with self.clock.stage("preprocess"):
             output = self.complete_objective(self.filled_batch(inputs))
@@ -421,6 +423,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
             metrics |= {"step_seconds": sum(seconds.values())}
             metrics |= {f"seconds/{stage}": value for stage, value in seconds.items()}
             metrics |= self._evaluation()
+            metrics |= self.end_curriculum_step({**logs, **metrics})
             self._metrics["train"] = defaultdict(list, {name: [value] for name, value in metrics.items()})
         super().log(logs, start_time)
 
@@ -446,9 +449,15 @@ class MMReasonGRPOTrainer(SealedCheckpoints, ReplayedBatches):
 
     def extra_state(self) -> Mapping[str, Any]:
         rewards = self.rewards.state_dict() if self.rewards.keeps_state else {}
-        return {"rewards": rewards, "objective": self.objective_state(), "replay": self.replay_state()}
+        return {
+            "rewards": rewards,
+            "objective": self.objective_state(),
+            "replay": self.replay_state(),
+            "curriculum": self.curriculum_state(),
+        }
 
     def _load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.load_curriculum_state(state.get("curriculum", {}))
         if self.rewards.keeps_state:
             self.rewards.load_state_dict(state.get("rewards", {}))
         self.load_objective_state(state.get("objective", {}))

@@ -94,6 +94,13 @@ class LiveTable:
         else:
             self._live.refresh()
 
+    def note(self, text: str) -> None:
+        """Print a line that stays, above the table."""
+        if self._live is None:
+            self._print(text)
+        else:
+            self._live.console.print(Text(text), soft_wrap=True, highlight=False)
+
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end, from recent step times where they are logged."""
         left = max(0, self.total_steps - self.step)
@@ -107,6 +114,8 @@ class LiveTable:
     def line(self, metrics: Mapping[str, float]) -> str:
         """One compact line, e.g. `step 12/80  reward 0.53 (iou 0.41, format 0.98)  2.1 s/step  eta 2m20s`."""
         parts = [f"step {self.step}/{self.total_steps}"]
+        if "curriculum/phase" in metrics:
+            parts.append(f"phase {metrics['curriculum/phase']:.0f}")
         rewards = ", ".join(
             f"{name} {show(metrics[f'rewards/{name}'])}" for name in self.reward_names if f"rewards/{name}" in metrics
         )

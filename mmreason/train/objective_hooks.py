@@ -265,6 +265,10 @@ class ObjectiveHooks(SharedPrompts):
         if not self.terms:
             return loss
         facts = self._term_facts(model, inputs)
+        if self.guard is not None:
+            for name, source in (("entropy", "log_probs"), ("masked_entropy", "masked_log_probs")):
+                sampled = -facts("mean")(facts(source).detach())
+                self._term_sums[f"guard/{name}"] = self._term_sums[f"guard/{name}"] + sampled
         for term in self.terms:
             made: Term = term.spec.function(**{need: facts(need) for need in term.spec.needs}, **term.own)
             name = term.spec.name
@@ -391,8 +395,8 @@ class ObjectiveHooks(SharedPrompts):
             StepSignals(
                 perception_kl=mean,
                 clip_high=clip_high,
-                entropy=metrics.get("objective/double_entropy/entropy", nan),
-                masked_entropy=metrics.get("objective/double_entropy/masked_entropy", nan),
+                entropy=metrics.get("objective/guard/entropy", nan),
+                masked_entropy=metrics.get("objective/guard/masked_entropy", nan),
                 reward=reward,
                 perception_kl_variance=metrics.get("objective/perception_kl/kl_squared", nan) - mean**2,
             ),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmreason.config.curriculum import phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
 from mmreason.run_records import RunFolder
@@ -22,9 +23,22 @@ def run_identity(config: RunConfig) -> dict[str, Any]:
     identity: dict[str, Any] = config.model_dump(mode="json")
     for section in {"collect", "dpo", "stages"} - {config.command}:
         del identity[section]  # no other command reads them
+    if not config.curriculum.phases:
+        del identity["curriculum"]
     if config.data.path is not None and Path(config.data.path).is_file():
         identity["data_file_sha256"] = file_digest(Path(config.data.path))
+    for name, path in phase_files(config).items():
+        identity[f"data_file_sha256 of phase {name}"] = file_digest(path)
     return identity
+
+
+def phase_files(config: RunConfig) -> dict[str, Path]:
+    """The data files that phases of a curriculum set, by the name of the phase."""
+    found = {}
+    for rule, phase in zip(config.curriculum.phases, phase_configs(config), strict=False):
+        if phase.data.path is not None and phase.data.path != config.data.path and Path(phase.data.path).is_file():
+            found[rule.name] = Path(phase.data.path)
+    return found
 
 
 def open_folder(config: RunConfig, folder: RunFolder, check: Callable[[Mapping[str, Any]], None]) -> Path | None:

@@ -214,7 +214,7 @@ class TrainingRows:
             try:
                 return self.policy.prepare(self._augmented(row, position + offset), self.loader)
             except (ImageError, DataError) as error:
-                self._refuse_or_count(row, error)
+                self._refuse_or_count(row, error, self.on_bad_row)
                 last = error
         raise DataError(f"{MAX_BAD_ROWS_IN_A_ROW} rows in a row cannot be used; the last: {last}")
 
@@ -227,20 +227,22 @@ class TrainingRows:
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, position])
         return augment_row(row, self.policy.open_images(row, self.loader), self.augment, rng)
 
-    def usable(self, rows: Sequence[Row], loader: ImageLoader | None) -> list[Row]:
+    def usable(
+        self, rows: Sequence[Row], loader: ImageLoader | None, on_bad_row: Literal["skip", "raise"]
+    ) -> list[Row]:
         """Those of `rows` whose images `loader` can read; the others are counted, or raise, as in training."""
         kept = []
         for row in rows:
             try:
                 self.policy.open_images(row, loader)
             except (ImageError, DataError) as error:
-                self._refuse_or_count(row, error)
+                self._refuse_or_count(row, error, on_bad_row)
             else:
                 kept.append(row)
         return kept
 
-    def _refuse_or_count(self, row: Row, error: MMReasonError) -> None:
-        if self.on_bad_row == "raise":
+    def _refuse_or_count(self, row: Row, error: MMReasonError, on_bad_row: Literal["skip", "raise"]) -> None:
+        if on_bad_row == "raise":
             kind = ImageError if isinstance(error, ImageError) else DataError
             raise kind(f"row {row.id}: {error} (data.on_bad_row=skip leaves such rows out and counts them)") from error
         self.skipped.setdefault(row.id, (getattr(error, "kind", "unusable"), str(error)))

@@ -37,6 +37,7 @@ from mmreason.stats import Interval
 from mmreason.train.alarms import AlarmBook
 from mmreason.train.callbacks import Interrupted, SignalWatch, process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest
+from mmreason.train.gathering import AllProcesses
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
 from mmreason.train.opening import open_folder, run_identity
@@ -118,7 +119,7 @@ def train(
     """The GRPO loop with live table and alarms; raises `Interrupted` once a signal's checkpoint is saved."""
     live = LiveTable(config.trainer.steps, _reward_names(config))
     alarms = AlarmBook(
-        [name for name, weight in config.reward.weights().items() if weight != 0],
+        _always_trained_on(config),
         policy.family.box_frame.value,
         config.reward.zero_alarm_steps,
         str(folder.path),
@@ -136,6 +137,8 @@ def train(
         judge=judge,
     )
     watcher.samples = lambda: trainer.last_rollouts
+    watcher.guard = lambda: trainer.objective_alarm
+    trainer.announce = live.note
     if checkpoint is not None and trainer.is_world_process_zero():
         step = read_manifest(checkpoint)["step"]
         drop_later(folder, step)
@@ -213,7 +216,7 @@ class HeldOut:
     ) -> HeldOut:
         rows, metric, correct_at, loader = held_out_rows(config, training.files.of(config.data))
         if loader is not None:
-            rows = training.usable(rows, loader)
+            rows = training.usable(rows, loader, config.data.on_bad_row)
         return cls(config, policy, rows, metric, correct_at, loader, judge)
 
     def scores(self) -> EvalResult | None:
@@ -230,6 +233,7 @@ class HeldOut:
             batch_size=self.config.trainer.eval_batch_size,
             loader=self.loader,
             judge=self.judge,
+            exchange=AllProcesses(),
         )
 
     def means(self) -> dict[str, float]:
@@ -257,16 +261,18 @@ class Watcher:
 
     Attributes:
         samples: rollouts of the step, for the alarms to quote.
+        guard: what the guard of the perception term says of the step, or empty.
     """
 
     def __init__(self, live: LiveTable, alarms: AlarmBook) -> None:
         self.live = live
         self.alarms = alarms
         self.samples: Callable[[], Sequence[Rollout]] = tuple
+        self.guard: Callable[[], str] = str
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         self.live.update(step, metrics)
-        for text in self.alarms.observe(step, metrics, self.samples()):
+        for text in self.alarms.observe(step, metrics, self.samples(), self.guard()):
             self.live.alarm(text)
 
     def catch_up(self, folder: RunFolder) -> None:
@@ -290,6 +296,8 @@ def finish(config: RunConfig, policy: Policy, folder: RunFolder, summary: Mappin
         policy.model.save_pretrained(folder.path / "adapter", selected_adapters=["default"])
     folder.write_summary(summary)
     # The report trusts no folder that config.yaml names; this run's own pictures lie where its rows were read from.
+    # Of several phases with pictures in several folders, it shows those of the last.
+    config = goal(config)
     beside = Path(config.data.path).parent if config.data.path is not None else None
     build_report(folder.path, image_root=config.data.image_root or beside)
 
@@ -347,6 +355,12 @@ def _settle(config: RunConfig) -> None:
     logging.disable_progress_bar()
     # TRL 1.16 still uses the old name of activation checkpointing; nobody here can change that.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+
+
+def _always_trained_on(config: RunConfig) -> list[str]:
+    """Rewards that weigh in every phase: the mean of another may well stay at zero."""
+    weights = [phase.reward.weights() for phase in phase_configs(config)]
+    return [name for name in weights[0] if all(phase[name] != 0 for phase in weights)]
 
 
 def _reward_names(config: RunConfig) -> list[str]:

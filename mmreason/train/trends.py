@@ -19,11 +19,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, norm, theilslopes
+
+from mmreason.stats import Trend, rough_z, trend
 
 FloatArray = NDArray[np.float64]
 
@@ -39,56 +39,8 @@ FALL_Z, FALL_Z_EVALUATIONS, RISE_Z = 3.7, 3.0, 2.0
 CLEAR_Z = 1.5
 #: Least fall of correctness over the window, as a share of the answers.
 MIN_FALL = 0.03
-#: Where z-scores end; beyond, probabilities are no numbers any more.
-MAX_Z = 12.0
-#: Fewer points than this say nothing about how alike neighbours are.
-_MIN_POINTS_FOR_LAG = 16
 #: Most looks find nothing: below this share of the bound, the rough score spares the exact one.
 _SCREEN = 0.75
-
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    """The monotone trend of a series.
-
-    Attributes:
-        z: Mann-Kendall z-score; above 0 = rising.
-        start: the Theil-Sen line at the first point.
-        end: the same at the last.
-    """
-
-    z: float
-    start: float
-    end: float
-
-
-def trend(values: FloatArray) -> Trend:
-    """Test a series `[n]` for a trend; `z` is 0 for one that does not vary or has fewer than three points."""
-    n = len(values)
-    if n < 3 or np.ptp(values) == 0.0:
-        level = float(np.median(values)) if n else math.nan
-        return Trend(0.0, level, level)
-    at = np.arange(n, dtype=np.float64)
-    slope, intercept = (float(number) for number in theilslopes(values, at)[:2])
-    left = values - intercept - slope * at
-    left -= np.median(left)
-    power = float(left @ left)
-    alike = float(left[1:] @ left[:-1]) / power if power > 0.0 and n >= _MIN_POINTS_FOR_LAG else 0.0
-    alike = min(max(alike, 0.0), 0.9)
-    found = kendalltau(at, values)
-    # The score that belongs to the exact probability: with few points, the normal approximation is poor.
-    z = math.copysign(min(float(norm.isf(found.pvalue / 2.0)), MAX_Z), found.statistic)
-    z /= math.sqrt((1.0 + alike) / (1.0 - alike))
-    return Trend(z, intercept, intercept + slope * (n - 1))
-
-
-def rough_z(values: FloatArray) -> float:
-    """Mann-Kendall z-score of a series `[n]` by its normal approximation, with ties; many times faster than `trend`."""
-    n = len(values)
-    ties = np.unique(values, return_counts=True)[1].astype(np.float64)
-    variance = n * (n - 1) * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())
-    rising = float(np.sign(np.subtract.outer(values, values))[np.tril_indices(n)].sum())
-    return rising / math.sqrt(variance / 18.0) if variance > 0.0 else 0.0
 
 
 class ScoreWatch:
