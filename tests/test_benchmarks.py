@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import memory, models, prompt_once, results, reward_hostile, rewards, sides
+from benchmarks import memory, models, perception, prompt_once, results, reward_hostile, rewards, sides
 from benchmarks.reward_sides import MATH_VERIFY, OURS, POOL, TRL
 from benchmarks.sides import Case, Settings
 
@@ -183,3 +183,20 @@ def test_hostile_answers_of_no_kind(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             rewards.arguments(words)
     assert "at least 1" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- what the masked pass costs
+
+
+def test_perception_counts_the_masked_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = perception.main(
+        ["--prompts", "2", "--group", "4", "--new-tokens", "4", "--steps", "2", "--side", "112", "--threads", "1"]
+    )
+    assert capsys.readouterr().out.count("| stock log-probs") == 2
+    plain, ours, stock_plain, stock = rows
+    for row in (ours, stock):
+        assert row["tokens_masked_pass"] == row["tokens_update"] > 0
+        assert row["patches_masked_pass"] == row["patches_update"] > 0
+    for row in (plain, stock_plain):
+        assert row["tokens_masked_pass"] == row["masked_pass_s"] == 0
+    assert stock["tokens_masked_pass"] > 2 * ours["tokens_masked_pass"]

@@ -54,6 +54,7 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     words += ["reward=null", "reward.iou.weight=1"] if group == "reward" and choice == "null" else []
     needed = {"local": ["judge.model=a/b"], "endpoint": ["judge.model=m", "judge.url=https://host/v1"]}
     words += needed.get(choice, []) if group == "judge" else []
+    words += ["reward.correct='iou > 0.5'"] if (group, choice) == ("objective", "trpa") else []
     composed = compose(command, words)
     assert composed.choices[group] == choice
     assert composed.config.command == command

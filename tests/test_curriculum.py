@@ -377,12 +377,12 @@ def test_a_metric_that_never_comes_is_told_once(
     assert len([text for text in said if "waits for the metric 'objective/gone'" in text]) == 1
 
 
-FRAGILE = """
+BREAKS_ON_SCENES = """
 from pathlib import Path
 from mmreason.scoring import reward
 
 @reward()
-def fragile(rollout) -> float:
+def breaks_on_scenes(rollout) -> float:
     'Fails on questions about scenes while a file is there.'
     if rollout.row.id.startswith("scene_qa") and (Path(__file__).parent / "broken").exists():
         raise RuntimeError("broken")
@@ -393,10 +393,14 @@ def fragile(rollout) -> float:
 def test_a_failure_in_the_first_batch_of_a_phase_can_be_continued(
     make_config: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "breaks_on_scenes.py").write_text(BREAKS_ON_SCENES)
     options: dict[str, Any] = {
         "curriculum": {"phases": [{"name": "a", "until_step": 2}, {"name": "b", "set": {"task.name": "scene_qa"}}]},
-        "reward": {"files": (str(tmp_path / "fragile.py"),), "vowels": None, "fragile": {"weight": 1.0}},
+        "reward": {
+            "files": (str(tmp_path / "breaks_on_scenes.py"),),
+            "vowels": None,
+            "breaks_on_scenes": {"weight": 1.0},
+        },
         "trainer": {"steps": 4},
     }
     straight = make_trainer(make_config(name="straight", **options))

@@ -27,7 +27,8 @@ from mmreason.train.run import BEFORE_FILE, run_train
 
 METRICS = {
     "step", "loss", "grad_norm", "learning_rate", "reward", "rewards/vowels", "rewards/format", "reward_std",
-    "zero_variance_groups", "completion_length", "truncated", "parse_failures", "reward_failures", "entropy",
+    "zero_variance_groups", "zero_variance_groups/vowels", "zero_variance_groups/format",
+    "completion_length", "truncated", "parse_failures", "reward_failures", "entropy",
     "step_seconds",
     "seconds/preprocess", "seconds/generate", "seconds/reward", "seconds/update",
 }  # fmt: skip

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,8 @@ def test_a_reward_gets_the_judge_and_its_verdict(rewards: Callable[..., str]) ->
 
 def test_the_question_of_the_row_is_at_hand_without_pictures_and_system_text() -> None:
     row = Row("r", ({"role": "system", "content": "be brief"}, {"role": "user", "content": "Where?"}), (), {})
-    assert Script("").judge.of(row).question == "Where?"
-    assert Script("").judge.of(made_rollout("x").row).question == "How many plates?"
+    assert Script("").judge.of(replace(made_rollout(""), row=row)).question == "Where?"
+    assert Script("").judge.of(made_rollout("x")).question == "How many plates?"
 
 
 def test_pictures_are_shown_only_where_a_reward_asks(rewards: Callable[..., str]) -> None:
@@ -245,7 +246,7 @@ def test_a_slow_judge_meets_the_deadline_of_the_reward(rewards: Callable[..., st
 
 def test_a_group_gets_one_judge_and_a_batch_one_for_each() -> None:
     picture = Image.new("RGB", (4, 4))
-    rollouts = [made_rollout("b"), made_rollout("a", images=(picture,))]
+    rollouts = [made_rollout("a"), made_rollout("b", images=(picture,))]  # sorted by text: the picture comes last
     members = [Member(0, i, RolloutFacts(one, 0.0), {}, math.nan) for i, one in enumerate(rollouts)]
     judge = Script("").judge
     assert GroupFacts(members).judged_by(judge).row.images == (picture,)

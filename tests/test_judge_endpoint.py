@@ -419,7 +419,7 @@ def test_the_key_goes_into_its_header_and_nowhere_else(
     assert "<key>" in problem
     written = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
     shown = "".join(capfd.readouterr())
-    for place in (problem, caplog.text, written, shown, repr(judge.of(made_rollout("a").row)), str(judge.config)):
+    for place in (problem, caplog.text, written, shown, repr(judge.of(made_rollout("a"))), str(judge.config)):
         assert KEY not in place
 
 

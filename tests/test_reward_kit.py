@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -164,6 +165,44 @@ def test_values_of_a_group_do_not_depend_on_the_order_of_sampling(pairs: list[tu
         REWARDS._items.update(kept)
 
 
+def test_equal_texts_are_told_apart_by_what_else_was_sampled(add: Callable[..., str]) -> None:
+    runner = RewardRunner(config(**{add(group_reward, first_in_line): {}}))
+    rollouts = [rollout("a", num_tokens=tokens) for tokens in (3, 1, 2)]
+    assert runner.score(rollouts).total.tolist() == [1 / 3, 1.0, 1 / 2]
+    assert runner.score(rollouts[::-1]).total.tolist() == [1 / 2, 1.0, 1 / 3]
+
+
+def test_what_one_group_reward_does_to_its_lists_another_does_not_see(add: Callable[..., str]) -> None:
+    def careless(rewards: dict[str, list[float | None]]) -> list[float]:
+        values = rewards.pop("exact")
+        values[:] = [1.0] * len(values)
+        return [0.0] * len(values)
+
+    def careful(rewards: dict[str, list[float | None]]) -> list[float | None]:
+        return rewards["exact"]
+
+    def careless_too(rewards: dict[str, list[float | None]]) -> list[float]:
+        rewards["exact"][:] = [1.0] * len(rewards["exact"])
+        return [0.0] * len(rewards["exact"])
+
+    names = [add(group_reward, function) for function in (careless, careless_too, careful)]
+    table = RewardRunner(config(exact={}, **{name: {} for name in names})).score([rollout("no"), rollout("yes")])
+    assert not table.failures
+    assert table.column(names[-1]).tolist() == [0.0, 1.0]
+
+
+def test_the_first_traceback_of_a_run_is_kept(add: Callable[..., str]) -> None:
+    def quoting(completion: str) -> float:
+        raise ValueError(f"fails on {completion}")
+
+    name = add(reward, quoting)
+    runner = RewardRunner(config(**{name: {}, "max_failure_share": 1.0}))
+    runner.score([rollout("one"), rollout("two")])
+    runner.score([rollout("three")])
+    assert "fails on one" in runner.first_traceback[name]
+    assert runner.failures[name, "exception"] == 3
+
+
 # Several processes, played by threads: the same scores however a batch is split
 
 
@@ -220,6 +259,19 @@ def test_a_failure_on_one_process_stops_all_with_the_same_words(add: Callable[..
     assert [dict(table.failures) for table in tables if isinstance(table, ScoreTable)] == [{(name, "exception"): 3}] * 2
 
 
+def test_pictures_travel_to_group_rewards_that_look_at_rollouts(add: Callable[..., str]) -> None:
+    def num_pictures(rollout: list[Rollout]) -> list[float]:
+        return [float(len(one.row.images)) for one in rollout]
+
+    def with_picture(text: str) -> Rollout:
+        one = rollout(text)
+        return replace(one, row=replace(one.row, images=("picture.png",)))
+
+    name = add(group_reward, num_pictures)
+    tables = score_split(config(**{name: {}}), [[with_picture("a")], [with_picture("b")]])
+    assert [table.column(name).tolist() for table in tables if isinstance(table, ScoreTable)] == [[1.0], [1.0]]
+
+
 def test_a_failing_shaper_stops_all_processes(add: Callable[..., str]) -> None:
     def broken(values: FloatArray) -> FloatArray:
         raise ValueError("no balance")
@@ -262,6 +314,16 @@ def test_a_shaper_sees_the_batch_and_the_total_is_made_of_what_it_returns(add: C
     assert (seen["names"], seen["group"].tolist(), seen["num_tokens"].tolist()) == (("format", "exact"), [0, 1], [6, 2])
     assert (seen["correct"].tolist(), seen["answer"], seen["progress"]) == ([1.0, 0.0], ["yes", "no"], 0.25)
     assert (seen["target"], seen["columns"]) == ([{"answer": "yes"}] * 2, [{"source": "test"}] * 2)
+
+
+def test_gates_look_at_values_before_shapers(add: Callable[..., str]) -> None:
+    def nothing_is_right(values: FloatArray) -> FloatArray:
+        values[:, 0] = 0.0
+        return values
+
+    section = {"exact": {}, "language": {"gate": "exact > 0"}, "shapers": {add(shaper, nothing_is_right): {}}}
+    table = RewardRunner(config(**section)).score([rollout("yes"), rollout("no")])
+    assert table.total.tolist() == [1.0, 0.0]
 
 
 def test_shapers_run_in_the_order_of_the_config(add: Callable[..., str]) -> None:

@@ -125,6 +125,7 @@ def test_everything_wrong_in_a_file_is_told_at_once_with_its_line(tmp_path: Path
         ({"seeds": [1, 1]}, "holds a seed twice"),
         ({"measures": [{**SMALL["measures"][0], "primary": False}]}, "exactly one is primary, not 0"),
         ({"measures": [*SMALL["measures"], SMALL["measures"][1]]}, "the name 'drop' is there twice"),
+        ({"measures": [{**SMALL["measures"][0], "better": "neither"}]}, "a measure that decides needs higher or lower"),
         ({"evals": {"mask": {}}}, "no evaluation 'masked' in evals. Did you mean 'mask'?"),
         ({"measures": [{**SMALL["measures"][0], "last": 3}]}, "score does not use 'last'"),
         ({"measures": [{**SMALL["measures"][0], "kind": "drop"}]}, "drop needs 'eval'"),

@@ -10,12 +10,15 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from mmreason.boxes import Boxes, Frame, parse_boxes
+from mmreason.boxes import Boxes, Frame
 from mmreason.errors import BoxError
+from mmreason.labelled_boxes import images_of_answer, images_of_boxes, parse_labelled_boxes
+from mmreason.prompt_boxes import BOXES_PART, written_part
 from mmreason.records import ImageGeometry
 from mmreason.run_records import read_rollouts
 from mmreason.text import tag_spans
@@ -40,6 +43,8 @@ IOU_HIT = 0.5
 
 
 Record = Mapping[str, Any]
+#: Of each image of a row; `None` where a record does not say.
+Geometry = tuple[ImageGeometry | None, ...]
 Segment = tuple[str, str]
 Observer = Callable[[Record], None]
 
@@ -137,9 +142,10 @@ def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CH
     target = first.get("target")
     target = target if isinstance(target, Mapping) else {}
     images = [image for image in _items(first.get("images"))[:MAX_ITEMS] if isinstance(image, Mapping)]
-    geometry = _geometry(images[0]) if images else None
-    true_boxes = _true_boxes(target)
-    rollouts = [_describe_rollout(record, true_boxes, geometry, max_chars) for record in records]
+    geometry = tuple(_geometry(image) for image in images)
+    frame = str(first.get("box_frame") or "")
+    truth = _Truth.of(target, geometry)
+    rollouts = [_describe_rollout(record, truth, geometry, max_chars) for record in records]
     totals = [rollout["reward"] for rollout in rollouts if rollout["reward"] is not None]
     labels = [shorten(str(label), 60) for label in _items(target.get("labels"))[:MAX_ITEMS]]
     lengths = [rollout["tokens"] for rollout in rollouts if rollout["tokens"] is not None]
@@ -147,12 +153,15 @@ def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CH
         "id": shorten(str(first.get("id", "")), 200),
         "step": number(first.get("step")),
         "dataset": shorten(str(first.get("dataset") or ""), 100),
-        "prompt": [_describe_message(message) for message in _items(first.get("messages"))[:MAX_ITEMS]],
-        "target": _describe_target(target, labels, true_boxes),
+        "prompt": [
+            _describe_message(message, geometry, frame) for message in _items(first.get("messages"))[:MAX_ITEMS]
+        ],
+        "target": _describe_target(target, labels, truth),
         "labels": labels,
-        "true_boxes": [] if true_boxes is None else true_boxes.xyxy.tolist(),
-        "images": [_describe_image(image) for image in images],
-        "frame": str(first.get("box_frame") or ""),
+        "true_boxes": [] if truth.boxes is None else truth.boxes.xyxy.tolist(),
+        "true_images": truth.images,
+        "images": [_describe_image(image, seen) for image, seen in zip(images, geometry, strict=True)],
+        "frame": frame,
         "mean": _mean(totals),
         "spread": _spread_of(totals),
         "gap": max(totals) - min(totals) if totals else None,
@@ -242,20 +251,71 @@ def group_key(record: Record) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest()
 
 
-def _describe_rollout(
-    record: Record, true_boxes: Boxes | None, geometry: ImageGeometry | None, max_chars: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Truth:
+    """What is right for a group, with nothing in it that has another type than it should.
+
+    Attributes:
+        boxes: in original pixels of the image of each; `None` if the target is not about boxes.
+        images: index of the image of each box, counted from 0; `None` for an image that the row does not have.
+        target: the boxes and `image_index`, as `images_of_answer` reads them.
+    """
+
+    boxes: Boxes | None
+    images: list[int | None]
+    target: Record
+
+    @classmethod
+    def of(cls, target: Record, geometry: Geometry) -> _Truth:
+        boxes = _true_boxes(target)
+        declared = target.get("image_index")
+        index = [_index(item) for item in declared[:MAX_ITEMS]] if isinstance(declared, list) else _index(declared)
+        if boxes is None:
+            return cls(None, [], {"image_index": index})
+        clean = {"boxes": boxes.xyxy.tolist(), "image_index": index}
+        images = [item if item is not None and item < len(geometry) else None for item in images_of_boxes(clean)]
+        # A list that does not fit says nothing of any box.
+        return cls(boxes, images if len(images) == len(boxes) else [None] * len(boxes), clean)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Boxes that a model wrote, in original pixels of their images.
+
+    Attributes:
+        boxes: those that lie in an image of the row whose size is known.
+        images: index of the image of each, counted from 0.
+        homeless: how many more name no image of the row where they should.
+    """
+
+    boxes: Boxes
+    images: list[int]
+    homeless: int
+
+    def overlap(self, truth: _Truth) -> float | None:
+        """Largest IoU with a true box of the same image; `None` if there is nothing to compare."""
+        if truth.boxes is None or not len(truth.boxes) or not self.images:
+            return None
+        ious = self.boxes.ordered().iou(truth.boxes.ordered())
+        found = [
+            float(ious[row, column])
+            for row, ours in enumerate(self.images)
+            for column, theirs in enumerate(truth.images)
+            if ours == theirs
+        ]
+        return max(found, default=0.0)
+
+
+def _describe_rollout(record: Record, truth: _Truth, geometry: Geometry, max_chars: int) -> dict[str, Any]:
     completion = str(record["completion"])
     answer = record.get("answer")
     answer = answer if isinstance(answer, str) else None
     segments = segments_of(completion)
     thinking = "".join(text for kind, text in segments if kind == "think")
     frame = str(record.get("box_frame") or "")
-    boxes = _predicted(answer or "", frame, geometry)
-    overlap = None
-    if boxes is not None and true_boxes is not None and len(boxes) and len(true_boxes):
-        overlap = float(boxes.ordered().iou(true_boxes.ordered()).max())
-    looked = _predicted(thinking, frame, geometry)
+    given = _placed(answer or "", frame, truth, geometry)
+    overlap = given.overlap(truth) if given is not None else None
+    looked = _placed(thinking, frame, truth, geometry)
     rewards = record.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
     return {
@@ -265,26 +325,30 @@ def _describe_rollout(
         "advantage": number(record.get("advantage")),
         "tokens": number(record.get("num_tokens")),
         "stop": shorten(str(record.get("stop_reason") or ""), 40),
-        "boxes": [] if boxes is None else boxes.xyxy.tolist(),
-        "looked": [] if looked is None else looked.xyxy.tolist(),
+        "boxes": [] if given is None else given.boxes.xyxy.tolist(),
+        "box_images": [] if given is None else given.images,
+        "looked": [] if looked is None else looked.boxes.xyxy.tolist(),
+        "looked_images": [] if looked is None else looked.images,
         "iou": overlap,
-        "why": list(_causes(record, answer, boxes, true_boxes, overlap)),
+        "why": list(_causes(record, answer, given, truth, overlap)),
     }
 
 
 def _causes(
-    record: Record, answer: str | None, boxes: Boxes | None, true_boxes: Boxes | None, overlap: float | None
+    record: Record, answer: str | None, given: _Placed | None, truth: _Truth, overlap: float | None
 ) -> Iterator[str]:
-    """Why a rollout may have earned nothing: `format`, `no_box`, `box_off`, `wrong`, `length`."""
+    """Why a rollout may have earned nothing: `format`, `no_box`, `no_image`, `box_off`, `wrong`, `length`."""
     rewards = record.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
     format_score = number(rewards.get("format"))
     if answer is None or (format_score is not None and format_score <= 0):
         yield "format"
-    if true_boxes is not None and len(true_boxes) and boxes is not None:
-        if answer is not None and not len(boxes):
+    if truth.boxes is not None and len(truth.boxes) and given is not None:
+        if answer is not None and not given.images and not given.homeless:
             yield "no_box"
-        if len(boxes) and (overlap is None or overlap < IOU_HIT):
+        if given.homeless:
+            yield "no_image"
+        if given.images and (overlap is None or overlap < IOU_HIT):
             yield "box_off"
     target = record.get("target")
     if answer is not None and isinstance(target, Mapping) and isinstance(target.get("answer"), str):
@@ -295,14 +359,28 @@ def _causes(
         yield "length"
 
 
-def _predicted(text: str, frame: str, geometry: ImageGeometry | None) -> Boxes | None:
-    """Boxes in the text, in original pixels of the first image; `None` if frame or image are unknown."""
-    if geometry is None:
+def _placed(text: str, frame: str, truth: _Truth, geometry: Geometry) -> _Placed | None:
+    """Boxes in the text, on their images as rewards place them; `None` if the frame or all images are unknown."""
+    if not any(geometry):
         return None
     try:
-        return parse_boxes(text, frame).to(Frame.original_px, geometry)
+        found = parse_labelled_boxes(text, frame)
     except BoxError:
         return None
+    images = images_of_answer(found, truth.target, len(geometry))
+    corners: list[Sequence[float]] = []
+    places: list[int] = []
+    for row, image in enumerate(images):
+        seen = None if image is None else geometry[image]
+        if image is None or seen is None:
+            continue
+        try:
+            moved = Boxes(found.boxes.xyxy[row : row + 1], found.boxes.frame).to(Frame.original_px, seen)
+        except BoxError:
+            continue
+        corners += moved.xyxy.tolist()
+        places.append(image)
+    return _Placed(Boxes.of(corners, Frame.original_px), places, sum(image is None for image in images))
 
 
 def _true_boxes(target: Record) -> Boxes | None:
@@ -312,6 +390,11 @@ def _true_boxes(target: Record) -> Boxes | None:
         return Boxes.of(target["boxes"][:MAX_ITEMS], Frame.original_px)
     except BoxError:
         return None
+
+
+def _index(value: object) -> int | None:
+    """An index counted from 0, or `None` for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _geometry(image: Record) -> ImageGeometry | None:
@@ -325,8 +408,7 @@ def _geometry(image: Record) -> ImageGeometry | None:
     return ImageGeometry(original_size=sizes[0], model_size=sizes[1], patch_size=1, merge_size=1)
 
 
-def _describe_image(image: Record) -> dict[str, Any]:
-    geometry = _geometry(image)
+def _describe_image(image: Record, geometry: ImageGeometry | None) -> dict[str, Any]:
     return {
         "path": str(image.get("path") or ""),
         "size": list(geometry.original_size) if geometry else None,
@@ -334,23 +416,45 @@ def _describe_image(image: Record) -> dict[str, Any]:
     }
 
 
-def _describe_message(message: object) -> dict[str, str]:
-    """Role and text of a chat message; `[image]` stands where one is."""
+def _describe_message(message: object, geometry: Geometry, frame: str) -> dict[str, str]:
+    """Role and text of a chat message; `[image]` stands where one is, and boxes as the model was shown them."""
     if not isinstance(message, Mapping):
         return {"role": "", "text": shorten(str(message), MAX_PROMPT_CHARS)}
     content = message.get("content")
     if not isinstance(content, str):
         parts = [part for part in _items(content) if isinstance(part, Mapping)]
-        content = " ".join("[image]" if part.get("type") == "image" else str(part.get("text", "")) for part in parts)
+        content = " ".join(_describe_part(part, geometry, frame) for part in parts)
     return {"role": shorten(str(message.get("role", "")), 20), "text": shorten(content, MAX_PROMPT_CHARS)}
 
 
-def _describe_target(target: Record, labels: Sequence[str], true_boxes: Boxes | None) -> str:
-    """The truth in words: an answer, or labelled boxes in original pixels; else the target as JSON."""
+def _describe_part(part: Record, geometry: Geometry, frame: str) -> str:
+    if part.get("type") == "image":
+        return "[image]"
+    if part.get("type") != BOXES_PART:
+        return str(part.get("text", ""))
+    # This program writes boxes out before it records them; others may not.
+    index = _index(part.get("image_index", 0))
+    seen = geometry[index] if index is not None and index < len(geometry) else None
+    if seen is not None and isinstance(part.get("boxes"), list):
+        try:
+            return written_part({**part, "image_index": 0}, (seen,), Frame.of(frame))
+        except BoxError:
+            pass  # shown as it stands
+    return json.dumps(part, ensure_ascii=False)
+
+
+def _describe_target(target: Record, labels: Sequence[str], truth: _Truth) -> str:
+    """The truth in words: an answer, or labelled boxes in original pixels; else the target as JSON.
+
+    Where the target says in which images the boxes lie, so does this, counted from 1 as in answers.
+    """
     if isinstance(target.get("answer"), str):
         return shorten(target["answer"], MAX_PROMPT_CHARS)
-    if true_boxes is not None and set(target) <= {"boxes", "labels"}:
-        boxes = [f"[{', '.join(f'{value:.0f}' for value in box)}]" for box in true_boxes.xyxy.tolist()]
+    if truth.boxes is not None and set(target) <= {"boxes", "labels", "image_index"}:
+        boxes = [f"[{', '.join(f'{value:.0f}' for value in box)}]" for box in truth.boxes.xyxy.tolist()]
+        if target.get("image_index") is not None:
+            places = ["image ?" if image is None else f"image {image + 1}" for image in truth.images]
+            boxes = [f"{place} {box}" for place, box in zip(places, boxes, strict=True)]
         named = [f"{label} {box}".strip() for label, box in zip_longest(labels, boxes, fillvalue="")]
         return shorten("\n".join(named), MAX_PROMPT_CHARS)
     return shorten(json.dumps(target, ensure_ascii=False), MAX_PROMPT_CHARS) if target else ""

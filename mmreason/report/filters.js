@@ -4,7 +4,7 @@
   const { el } = mmreason.dom;
 
   const CAUSES = [
-    ["", "any outcome"], ["format", "format failed"], ["no_box", "no box parsed"],
+    ["", "any outcome"], ["format", "format failed"], ["no_box", "no box parsed"], ["no_image", "a box without image"],
     ["box_off", "box off (overlap below 0.5)"], ["wrong", "answer wrong"], ["length", "cut at the length limit"],
   ];
   const ORDERS = {

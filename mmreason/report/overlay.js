@@ -12,11 +12,11 @@
   }
 
   /**
-   * The pictures of a group; boxes belong to the first one.
+   * The pictures of a group, each with the boxes that lie in it.
    * Returns {node, highlight(rollout | null)}: highlighting shows one rollout's boxes and hides the others'.
    */
   mmreason.overlay = function (group, pictures) {
-    const layers = new Map();
+    const layers = new Map(group.rollouts.map((rollout) => [rollout, []]));
     const figures = group.images.map((image, index) => {
       const found = pictures[image.path] || { uri: "", missing: "no such picture" };
       const [width, height] = image.size || [0, 0];
@@ -29,30 +29,34 @@
       } else {
         frame.append(el("p", { class: "missing" }, "Picture not shown: " + found.missing));
       }
-      if (index === 0 && width && found.uri) {
+      if (width && found.uri) {
+        const here = (boxes, images) => boxes.filter((box, i) => images[i] === index);
         const canvas = svg("svg", { viewBox: "0 0 " + width + " " + height, class: "boxes", role: "img",
-          "aria-label": group.true_boxes.length + " true boxes and the predicted ones" });
+          "aria-label": here(group.true_boxes, group.true_images).length + " true boxes and the predicted ones" });
         group.rollouts.forEach((rollout, number) => {
           const layer = svg("g", { class: "layer" },
-            rollout.looked.map((box) => rectangle(box, "looked", "while thinking, rollout " + (number + 1))),
-            rollout.boxes.map((box) => rectangle(box, "predicted", "rollout " + (number + 1))));
-          layers.set(rollout, layer);
+            here(rollout.looked, rollout.looked_images).map((box) => rectangle(box, "looked", "while thinking, rollout " + (number + 1))),
+            here(rollout.boxes, rollout.box_images).map((box) => rectangle(box, "predicted", "rollout " + (number + 1))));
+          layers.get(rollout).push(layer);
           canvas.append(layer);
         });
-        group.true_boxes.forEach((box, i) => canvas.append(rectangle(box, "true", group.labels[i] || "true box")));
+        group.true_boxes.forEach((box, i) => {
+          if (group.true_images[i] === index) canvas.append(rectangle(box, "true", group.labels[i] || "true box"));
+        });
         frame.append(canvas);
       }
       const sizes = image.size
         ? image.size.join(" × ") + " px" + (image.model_size ? ", the model sees " + image.model_size.join(" × ") : "") : "";
-      return el("figure", { class: "picture" }, frame, el("figcaption", {}, sizes));
+      const title = group.images.length > 1 ? "image " + (index + 1) + (sizes ? ": " : "") : "";
+      return el("figure", { class: "picture" }, frame, el("figcaption", {}, title, sizes));
     });
     const node = el("div", { class: "pictures" }, figures);
-    if (layers.size) node.append(mmreason.overlay.legend(group));
+    if (node.querySelector(".boxes")) node.append(mmreason.overlay.legend(group));
     return {
       node,
       highlight(chosen) {
         node.classList.toggle("focused", chosen !== null);
-        layers.forEach((layer, rollout) => layer.classList.toggle("on", rollout === chosen));
+        layers.forEach((own, rollout) => own.forEach((layer) => layer.classList.toggle("on", rollout === chosen)));
       },
     };
   };

@@ -4,7 +4,7 @@
   const { el, svg, show } = mmreason.dom;
 
   const PAGE = 8;
-  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", box_off: "box off", wrong: "answer wrong", length: "cut at the limit" };
+  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", no_image: "a box without image", box_off: "box off", wrong: "answer wrong", length: "cut at the limit" };
 
   function advantage(value) {
     if (value === null) return null;

@@ -162,7 +162,7 @@ def _measures_table(plan: Plan, numbers: Numbers, result: Result) -> str:
 
 
 def _measure_name(measure: Measure) -> str:
-    name = f"{measure.label} ({measure.better} is better)"
+    name = measure.label if measure.better == "neither" else f"{measure.label} ({measure.better} is better)"
     return f"**{name}**, decides" if measure.primary else name
 
 

@@ -64,7 +64,9 @@ class Measure(Section):
     undefined_as: float | None = Field(
         None, description="value where the score is undefined, such as 0 for an order of equal scores; null = left out"
     )
-    better: Literal["higher", "lower"] = Field(description="which direction is better")
+    better: Literal["higher", "lower", "neither"] = Field(
+        description="which direction is better; the primary one has one"
+    )
     primary: bool = Field(False, description="the one that decides the verdict")
 
     @model_validator(mode="after")
@@ -140,6 +142,7 @@ class StudyConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> StudyConfig:
         names = [measure.name for measure in self.measures]
+        guarded = self.verdict.guard
         problems = []
         if BASELINE not in self.arms:
             problems.append(f"arms: one must be called '{BASELINE}'; there are {', '.join(self.arms)}")
@@ -150,15 +153,16 @@ class StudyConfig(Section):
         if len(primary) != 1:
             problems.append(f"measures: exactly one is primary, not {len(primary)} ({', '.join(primary) or 'none'})")
         for measure in self.measures:
+            if measure.better == "neither" and (measure.primary or (guarded and measure.name == guarded.measure)):
+                problems.append(f"measures.{measure.name}.better: a measure that decides needs higher or lower")
             if measure.eval is not None and measure.eval not in self.evals:
                 near = suggest_word(measure.eval, list(self.evals))
                 problems.append(
                     f"measures.{measure.name}.eval: there is no evaluation '{measure.eval}' in evals.{near}"
                 )
-        guard = self.verdict.guard
-        if guard is not None and (guard.measure not in names or guard.measure in primary):
-            near = suggest_word(guard.measure, [name for name in names if name not in primary])
-            problems.append(f"verdict.guard.measure: '{guard.measure}' is no measure beside the primary one.{near}")
+        if guarded is not None and (guarded.measure not in names or guarded.measure in primary):
+            near = suggest_word(guarded.measure, [name for name in names if name not in primary])
+            problems.append(f"verdict.guard.measure: '{guarded.measure}' is no measure beside the primary one.{near}")
         if problems:
             raise ValueError("\n".join(dict.fromkeys(problems)))
         return self

@@ -45,8 +45,8 @@ class Comparison:
 
     @property
     def towards_better(self) -> Interval:
-        """The interval turned so that better is positive."""
-        if self.measure.better == "higher":
+        """The interval turned so that better is positive; as it is where neither direction is better."""
+        if self.measure.better != "lower":
             return self.interval
         return Interval(-self.interval.mean, -self.interval.high, -self.interval.low, self.interval.n)
 

@@ -387,6 +387,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             "reward_std": float(total[total.isfinite()].std(correction=0)) if total.isfinite().any() else float("nan"),
             **_correct_share(config, dict(zip(self.reward_func_names, batch.values.unbind(1), strict=True)), batch),
             "zero_variance_groups": float((highest - lowest <= 1e-6).float().mean()),
+            **_without_spread(self.reward_func_names, batch.values, config.rollout.group_size),
             "completion_length": length,
             "truncated": truncated,
             "parse_failures": unparsed,
@@ -504,6 +505,25 @@ def _facts(rollout: Rollout) -> tuple[float, float, float]:
         nothing = says_nothing_is_there(rollout.answer)
         unparsed = not nothing and len(parse_boxes(rollout.answer or "", rollout.box_frame)) == 0
     return float(rollout.num_tokens), float(rollout.stop_reason == "length"), float(unparsed)
+
+
+def _without_spread(names: Sequence[str], values: torch.Tensor, group_size: int) -> dict[str, float]:
+    """For each of several rewards, the share of the groups it applies to in which it is the same for every completion.
+
+    Args:
+        names: of the R rewards; a single one is told by the total.
+        values: `[N over all processes, R]`, NaN = does not apply; groups lie together.
+        group_size: completions of a group.
+
+    Returns:
+        `{"zero_variance_groups/NAME": share}`, NaN where the reward applies to no group.
+    """
+    if len(names) < 2:
+        return {}
+    groups = values.view(-1, group_size, len(names))
+    spread = groups.nan_to_num(-math.inf).amax(dim=1) - groups.nan_to_num(math.inf).amin(dim=1)
+    flat = (spread <= 1e-6).float().masked_fill(groups.isnan().all(dim=1), math.nan)
+    return {f"zero_variance_groups/{name}": _mean(flat[:, k]) for k, name in enumerate(names)}
 
 
 def _correct_share(config: RunConfig, values: Mapping[str, torch.Tensor], batch: SampledBatch) -> dict[str, float]:
