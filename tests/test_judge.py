@@ -30,7 +30,7 @@ from mmreason.judge.service import JudgeService
 from mmreason.records import Row
 from mmreason.reward_kit.groups import BatchFacts, GroupFacts, Member, RolloutFacts
 from mmreason.reward_kit.spec import build_spec
-from mmreason.scoring import REWARDS, RewardRunner, group_reward, reward
+from mmreason.scoring import GROUP_NEEDS, NEEDS, REWARDS, RewardRunner, group_reward, reward
 
 PIECES = [*"<>/|[]ab \n", "\x00", "\u200b", "\ud800", "data", "<data", "</data>", "<|im_end|>"]
 HOSTILE = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
@@ -260,6 +260,7 @@ def test_only_async_rewards_may_name_it() -> None:
     with pytest.raises(PluginError, match="async def"):
         build_spec(plain)
     assert build_spec(asks).needs == ("answer", "judge")
+    assert GROUP_NEEDS["judge"] == NEEDS["judge"], "a group gets one, not a list of them"
 
 
 def test_a_reward_without_its_judge_is_refused(rewards: Callable[..., str]) -> None:
@@ -353,6 +354,29 @@ def test_questions_of_different_sampling_are_not_mixed(rewards: Callable[..., st
     )
     assert not table.failures
     assert len(model.batches) == 4
+
+
+def test_questions_with_and_without_pictures_are_not_mixed(rewards: Callable[..., str]) -> None:
+    async def both(answer: Any, judge: Any) -> float:
+        import asyncio
+
+        await asyncio.gather(
+            *(judge.ask("a", data={"answer": answer}, with_images=shown) for shown in (True, False, True)),
+            judge.ask("b", data={"answer": answer}, with_images=True),
+        )
+        return 1.0
+
+    class Sighted(Recorder):
+        reads_pictures = True
+
+        def replies(self, questions: Sequence[Question]) -> list[str]:
+            assert len({len(one.pictures) for one in questions}) == 1
+            return super().replies(questions)
+
+    model, picture = Sighted(), Image.new("RGB", (4, 4))
+    rollouts = [made_rollout(f"<answer>{text}</answer>", images=(picture,)) for text in "ab"]
+    assert not table_of(rewards(both), rollouts, desk_of(model, batch_size=8)).failures
+    assert sorted(map(len, model.batches)) == [2, 4]
 
 
 def test_nothing_is_computed_for_those_that_no_longer_wait(rewards: Callable[..., str]) -> None:

@@ -321,7 +321,7 @@ def test_a_new_reward_works_as_it_is(
         ("iou", "there is a reward 'iou' already"),
         ("json", "there is a Python module 'json' already"),
         ("files", "a setting of the section"),
-        ("class", "use a letter, then letters"),
+        ("class", "a word of Python"),
         ("my-reward", "use a letter, then letters"),
         ("../up", "use a letter, then letters"),
     ],

@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from mmreason.errors import DataError
-from mmreason.report.collect import collect_groups, collect_series, number, shorten
+from mmreason.report.collect import MAX_NAME_CHARS, collect_groups, collect_series, number, shorten
 from mmreason.report.pictures import inline_pictures
 from mmreason.report.reward_survey import LENGTH, TOTAL, RewardSurvey
 from mmreason.report.training_log import FailureLog, collect_alarms, first_errors
@@ -44,6 +44,8 @@ _FACT_LABELS = {
     "run_dir": "run folder",
 }
 
+#: Metric of a reward: share of groups in which it is the same for every completion.
+_SPREAD = "zero_variance_groups/"
 #: Rewards that no rollout holds, such as those of a run that saves none.
 _MAX_UNCOUNTED = 24
 
@@ -108,6 +110,7 @@ def describe_rewards(
     weights: Mapping[str, float | None],
     errors: Mapping[str, str],
     calls_a_step: float | None,
+    series: Mapping[str, Json],
 ) -> Json:
     """The section on rewards: what was counted over the rollouts, with weights and failures.
 
@@ -117,12 +120,15 @@ def describe_rewards(
         weights: of the configuration; `None` where it is no number.
         errors: reward -> first traceback.
         calls_a_step: completions of a step.
+        series: curves of the metrics; they tell the groups without spread of a reward that no saved rollout holds.
     """
     counted = {reward["name"]: reward for reward in survey.get("rewards", ())}
     names = dict.fromkeys((*counted, *weights, *failures.rewards()))
     cards = []
     for name in list(names)[: len(counted) + _MAX_UNCOUNTED]:
         card: Json = {"name": shorten(name, 60), "weight": weights.get(name), "counted": counted.get(name)}
+        if name not in counted:
+            card["spread"] = series.get(shorten(f"{_SPREAD}{name}", MAX_NAME_CHARS))
         if name != TOTAL:
             card |= {"failures": failures.of(name, calls_a_step), "error": errors.get(name, "")}
         cards.append(card)
@@ -242,7 +248,7 @@ def _add_rewards(
     metrics = folder.metrics if data["series"] else None
     failures = FailureLog().read(read_metrics(metrics) if metrics else ())
     calls = _completions_a_step(config) or survey.get("rollouts_a_step")
-    data["rewards"] = describe_rewards(survey, failures, weights, first_errors(summary), calls)
+    data["rewards"] = describe_rewards(survey, failures, weights, first_errors(summary), calls, data["series"])
     if metrics:
         zero_steps = number(_option(config, "reward", "zero_alarm_steps"))
         frame = data["groups"][0]["frame"] if data["groups"] else ""

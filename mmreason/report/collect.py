@@ -36,8 +36,8 @@ MAX_ITEMS = 100
 MAX_TRACKED = 100_000
 #: Curves of one page.
 MAX_CURVES = 400
-#: Points of one curve.
-MAX_POINTS = 1_000
+#: Characters of the name of a curve, and points of one.
+MAX_NAME_CHARS, MAX_POINTS = 80, 1_000
 #: A predicted box that overlaps less than this with every true one counts as off (accuracy@0.5).
 IOU_HIT = 0.5
 
@@ -181,7 +181,7 @@ def collect_series(metrics: Iterable[Record]) -> dict[str, dict[str, list[float 
         for name, value in line.items():
             if name == "step" or isinstance(value, (bool, str, list, dict)):
                 continue
-            short = shorten(str(name), 80)
+            short = shorten(str(name), MAX_NAME_CHARS)
             if short not in series and len(series) >= MAX_CURVES:
                 continue
             curve = series.setdefault(short, {"x": [], "y": []})

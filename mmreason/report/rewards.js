@@ -92,10 +92,11 @@
 
   const known = (curve) => curve.y.some((value) => value !== null);
 
-  function spread(counted, cursor) {
+  /** `curve` is counted over the saved rollouts or, without any, logged by the run. */
+  function spread(curve, cursor) {
     const title = "Groups without spread";
-    if (!counted.groups || !known(counted.spread)) return empty(title, "No group has two completions with a value.");
-    return mmreason.chart({ title, unit: "share of groups", share: true }, [title], { [title]: counted.spread }, cursor);
+    if (!known(curve)) return empty(title, "No group has two completions with a value.");
+    return mmreason.chart({ title, unit: "share of groups", share: true }, [title], { [title]: curve }, cursor);
   }
 
   function failed(found, error, cursor) {
@@ -138,7 +139,7 @@
         el("span", { class: "stats" }, stats.map(([name, value], i) => [i ? " · " : "", name, el("b", {}, value)]))),
       el("div", { class: "charts" },
         counted && (counted.values || counted.edges).length ? histogram(item.name, counted, told) : empty("Values", counted ? "It has never given a value." : "No saved rollout holds it."),
-        counted ? spread(counted, cursor) : null,
+        counted ? spread(counted.spread, cursor) : item.spread ? spread(item.spread, cursor) : null,
         item.failures ? failed(item.failures, item.error, cursor) : null));
   }
 

@@ -130,7 +130,9 @@ def next_commands(name: str, reward_file: Path, test_file: Path) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.match(name) or keyword.iskeyword(name):
+    if keyword.iskeyword(name):
+        raise ConfigError(f"'{name}' cannot be a reward: it is a word of Python itself; choose another name.")
+    if not _NAME.match(name):
         raise ConfigError(f"'{name}' cannot be a reward: use a letter, then letters, digits and underscores.")
     if name in RewardConfig.model_fields:
         raise ConfigError(f"'{name}' is a setting of the section `reward`; choose another name.")
