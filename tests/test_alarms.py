@@ -69,6 +69,83 @@ def test_answers_without_a_box_are_said_to_hold_none() -> None:
     assert "I cannot see it" in message
 
 
+SECOND = ImageGeometry(original_size=(1000, 800), model_size=(504, 392), patch_size=14, merge_size=2)
+
+
+def about_two_images(answer: str, image_index: object) -> Rollout:
+    row = Row("r", (), (), {"boxes": [TRUTH], "image_index": image_index})
+    return Rollout(row, 0, (1,), f"<answer>{answer}</answer>", answer, 1, "stop", (GEOMETRY, SECOND), "resized_px")
+
+
+@pytest.mark.parametrize("image_index", [1, [1]])
+def test_the_frame_is_looked_for_in_the_image_of_the_box(image_index: object) -> None:
+    seen = format_box(Boxes.of([TRUTH], "original_px").to("relative_1000", SECOND).xyxy[0], 0)
+    message = box_diagnosis([about_two_images(f"image 2 {seen}", image_index)], "resized_px")
+    assert "Read as relative_1000, the same boxes overlap the true ones by 1.00" in message
+    assert "1000 × 800 px (the model sees 504 × 392)" in message
+    assert f"with image_index {image_index}" in message
+    # The very box in the other image is a wrong place in every frame.
+    assert "no other frame fits" in box_diagnosis([about_two_images(f"image 1 {seen}", image_index)], "resized_px")
+
+
+def test_boxes_that_name_no_image_where_they_have_to() -> None:
+    message = box_diagnosis([about_two_images("[1, 2, 3, 4]", [1]), about_two_images("none", [1])], "resized_px")
+    assert "None of 1 answers with boxes names an image" in message
+    assert "image 2 [x1, y1, x2, y2]" in message
+    assert "'[1, 2, 3, 4]'" in message
+    # Where the question names the image, the answer need not.
+    assert "names an image" not in box_diagnosis([about_two_images("[1, 2, 3, 4]", 1)], "resized_px")
+
+
+def guarded(factor: float, signs: float = 2.0) -> dict[str, float]:
+    return {"objective/guard_factor": factor, "objective/guard_signs": signs}
+
+
+def test_a_cut_by_the_guard_is_told_in_its_own_words_where_they_are_at_hand() -> None:
+    live, page = AlarmBook([]), AlarmBook([], run_dir="runs/cats")
+    assert live.observe(1, guarded(1.0, 1.0)) == page.observe(1, guarded(1.0, 1.0)) == []
+    assert live.observe(2, guarded(0.5), (), "step 2: it is collapsing") == ["step 2: it is collapsing"]
+    (message,) = page.observe(2, guarded(0.5))
+    assert message.startswith("step 2: ")
+    assert "cut the coefficient to 0.5 of what is set" in message
+    assert "mmreason report runs/cats" in message
+    assert live.observe(3, guarded(0.5)) == page.observe(3, guarded(0.5)) == []
+    # A guard that only warns says so, and cuts nothing.
+    assert AlarmBook([]).observe(1, guarded(1.0), (), "careful") == ["careful"]
+
+
+def test_a_further_cut_is_news_and_the_alarm_is_over_with_its_signs() -> None:
+    book = AlarmBook([])
+    (first,) = book.alarms(1, guarded(0.5))
+    assert book.alarms(2, {"loss": 1.0}) == book.alarms(3, guarded(math.nan)) == []
+    assert first.until is None
+    (second,) = book.alarms(4, guarded(0.25))
+    assert (first.until, second.until) == (4, None)
+    assert book.alarms(5, guarded(0.25, 0.0)) == []
+    assert second.until == 5
+    assert book.alarms(6, guarded(0.25)) == []
+
+
+def test_the_spread_of_a_reward_that_applies_to_nothing_is_no_numerical_fault() -> None:
+    assert AlarmBook([]).observe(1, {"zero_variance_groups/iou": math.nan}) == []
+
+
+def test_the_live_table_shows_what_the_guard_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from mmreason.train.live import LiveTable
+    from mmreason.train.run import Watcher
+
+    console = Console(record=True, width=200)
+    watcher = Watcher(LiveTable(9, [], console=console), AlarmBook([]))
+    words = {4: "step 4: the perception term is collapsing (clip_high)"}
+    for step in range(3, 6):
+        watcher.guard = lambda step=step: words.get(step, "")
+        watcher(step, guarded(1.0 if step < 4 else 0.5))
+    assert console.export_text().count("ALARM") == 1
+    monkeypatch.undo()
+
+
 def test_without_samples_the_frame_is_still_the_first_suspect() -> None:
     (message,) = AlarmBook(["iou"], "relative_1000", 1).observe(1, {"rewards/iou": 0.0})
     assert "Likely the box frame: boxes are read as relative_1000" in message

@@ -204,6 +204,17 @@ def test_the_question_of_the_row_is_at_hand_without_pictures_and_system_text() -
     assert Script("").judge.of(made_rollout("x")).question == "How many plates?"
 
 
+def test_boxes_in_the_question_reach_the_judge_as_the_model_read_them() -> None:
+    boxes = {"type": "boxes", "boxes": [[10, 20, 30, 40]], "label": "mug", "image_index": 1}
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which one? "}, boxes]
+    row = Row("r", ({"role": "user", "content": content},), (), {})
+    seen = (ImageGeometry((100, 100), (28, 28), 14, 2), ImageGeometry((200, 400), (28, 56), 14, 2))
+    judge = Script("").judge.of(replace(made_rollout(""), row=row, geometry=seen))
+    assert judge.question == 'Which one? {"mug": [[50, 50, 150, 100]]}'
+    with pytest.raises(DataError, match="boxes of image 1"):
+        _ = Script("").judge.of(replace(made_rollout(""), row=row, geometry=seen[:1])).question
+
+
 def test_pictures_are_shown_only_where_a_reward_asks(rewards: Callable[..., str]) -> None:
     async def looks(judge: Any) -> float:
         verdict = await judge.ask("Is it red?", data={}, score=(0, 1), with_images=True)

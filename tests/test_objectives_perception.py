@@ -13,9 +13,7 @@ from torch import Tensor
 
 from mmreason.objectives.perception import (
     keep_top_quantile,
-    nll_on_correct,
     perception_kl_per_token,
-    sampled_entropy,
 )
 from mmreason.objectives.schedules import constant, cosine, linear, piecewise_linear
 from mmreason.objectives.tokens import k3_kl_per_token, masked_mean, sequence_mean, sequence_sum
@@ -131,7 +129,6 @@ def test_half_precision_is_lifted_first() -> None:
     lambda: masked_mean(torch.zeros(2, 3), torch.ones(2, 1)),
     lambda: masked_mean(torch.zeros(2, 3), torch.ones(2, 3), level="group"),  # type: ignore[arg-type]
     lambda: keep_top_quantile(torch.zeros(2, 3), torch.ones(2, 3), 0.0),
-    lambda: nll_on_correct(torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([1.0, math.nan])),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused(call: Callable[[], Tensor]) -> None:
     with pytest.raises(ValueError):
@@ -150,8 +147,6 @@ def test_numerical_gradients(seed: int) -> None:
         return (
             masked_mean(perception_kl_per_token(seen, masked), batch.mask),
             masked_mean(k3_kl_per_token(seen, masked), batch.mask, "sequence"),
-            sampled_entropy(seen, batch.mask),
-            nll_on_correct(seen, batch.mask, batch.correct, "sequence"),
         )
 
     assert torch.autograd.gradcheck(terms, (seen, masked))
@@ -223,7 +218,6 @@ def test_nothing_counted_is_zero(level: str) -> None:
 def test_micro_batches_add_up_however_they_are_cut(seed: int) -> None:
     batch = Batch(seed)
     tokens, rows = batch.mask.sum(), len(batch.mask)
-    right = batch.mask.bool() & batch.correct.unsqueeze(1)
 
     def terms(part: Tensor) -> list[Tensor]:
         seen, masked, mask = batch.log_probs[part], batch.masked_log_probs[part], batch.mask[part]
@@ -232,9 +226,6 @@ def test_micro_batches_add_up_however_they_are_cut(seed: int) -> None:
             masked_mean(kl, mask, "token", tokens),
             masked_mean(kl, mask, "sequence", rows),
             masked_mean(keep_top_quantile(kl, mask, 0.3), mask, "token", tokens),
-            sampled_entropy(seen, mask, "token", tokens),
-            nll_on_correct(seen, mask, batch.correct[part], "token", right.sum()),
-            nll_on_correct(seen, mask, batch.correct[part], "sequence", right.any(dim=1).sum()),
         ]
 
     whole = terms(torch.arange(rows))
@@ -246,26 +237,10 @@ def test_micro_batches_add_up_however_they_are_cut(seed: int) -> None:
 def test_the_order_of_rows_does_not_matter_and_padding_does_not_count(seed: int) -> None:
     batch = Batch(seed)
     spoiled = torch.where(batch.mask.bool(), batch.log_probs, math.nan)[batch.order]
-    mask, correct = batch.mask[batch.order], batch.correct[batch.order]
+    mask = batch.mask[batch.order]
     for level in ("token", "sequence"):
-        whole = sampled_entropy(batch.log_probs, batch.mask, level)  # type: ignore[arg-type]
-        assert torch.allclose(whole, sampled_entropy(spoiled, mask, level))  # type: ignore[arg-type]
-        assert whole >= 0
-        nll = nll_on_correct(batch.log_probs, batch.mask, batch.correct, level)  # type: ignore[arg-type]
-        assert torch.allclose(nll, nll_on_correct(spoiled, mask, correct, level))  # type: ignore[arg-type]
-
-
-def test_nll_counts_right_completions_only() -> None:
-    log_probs = torch.tensor([[-1.0, -3.0], [-7.0, -7.0], [-8.0, -9.0]], requires_grad=True)
-    mask = torch.tensor([[1, 1], [1, 1], [1, 0]])
-    correct = torch.tensor([True, False, True])
-    assert nll_on_correct(log_probs, mask, correct).item() == pytest.approx(4.0)
-    assert nll_on_correct(log_probs, mask, correct, "sequence").item() == pytest.approx(5.0)
-    nll_on_correct(log_probs, mask, correct).backward()
-    assert log_probs.grad is not None
-    third = -1 / 3
-    assert torch.allclose(log_probs.grad, torch.tensor([[third, third], [0.0, 0.0], [third, 0.0]]))
-    assert nll_on_correct(log_probs, mask, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+        whole = masked_mean(batch.log_probs, batch.mask, level)  # type: ignore[arg-type]
+        assert torch.allclose(whole, masked_mean(spoiled, mask, level))  # type: ignore[arg-type]
 
 
 def test_k3_is_an_unbiased_estimate_of_the_divergence() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_runs import HOSTILE, make_run
 
+from mmreason.boxes import Frame
 from mmreason.errors import DataError
 from mmreason.report.build import build_report, embed_json, score_rows
 from mmreason.report.collect import (
@@ -202,6 +203,128 @@ def test_predicted_boxes_are_in_original_pixels() -> None:
 )
 def test_why_a_rollout_earned_nothing(fields: dict[str, Any], why: list[str]) -> None:
     assert describe_group([record(**fields)])["rollouts"][0]["why"] == why
+
+
+TWO_IMAGES = [
+    {"path": "images/a.png", "original_size": [200, 100], "model_size": [224, 112]},
+    {"path": "images/b.png", "original_size": [1000, 400], "model_size": [1008, 392]},
+]
+
+
+def about_two_images(answer: str, image_index: Any, boxes: Any = ((500.0, 100.0, 1000.0, 200.0),)) -> dict[str, Any]:
+    """The group of one rollout about two images; `[500, 250, 1000, 500]` is right in the second one."""
+    target = {"boxes": [list(box) for box in boxes], "image_index": image_index}
+    return describe_group([record(completion="x", answer=answer, target=target, images=TWO_IMAGES)])
+
+
+@pytest.mark.parametrize(
+    ("answer", "image_index", "boxes", "images", "iou", "why"),
+    [
+        # A list: the answer names the image, in words counted from 1 and in JSON from 0.
+        ("image 2 [500, 250, 1000, 500]", [1], [[500.0, 100.0, 1000.0, 200.0]], [1], 1.0, []),
+        ('{"bbox_2d": [500, 250, 1000, 500], "image_index": 1}', [1], [[500.0, 100.0, 1000.0, 200.0]], [1], 1.0, []),
+        # The same numbers are other pixels of the first image, and never overlap a box of the second.
+        ("image 1 [500, 250, 1000, 500]", [1], [[100.0, 25.0, 200.0, 50.0]], [0], 0.0, ["box_off"]),
+        ("[500, 250, 1000, 500]", [1], [], [], None, ["no_image"]),
+        ("image 3 [500, 250, 1000, 500]", [1], [], [], None, ["no_image"]),
+        ("[1, 2, 3, 4] image 2 [500, 250, 1000, 500]", [1], [[500.0, 100.0, 1000.0, 200.0]], [1], 1.0, ["no_image"]),
+        # One number: the question says which image.
+        ("[500, 250, 1000, 500]", 1, [[500.0, 100.0, 1000.0, 200.0]], [1], 1.0, []),
+        ("image 1 [500, 250, 1000, 500]", 1, [[100.0, 25.0, 200.0, 50.0]], [0], 0.0, ["box_off"]),
+        # None: all boxes lie in the first image.
+        ("image 2 [500, 250, 1000, 500]", None, [[100.0, 25.0, 200.0, 50.0]], [0], 0.0, ["box_off"]),
+    ],
+)
+def test_each_box_lies_in_its_own_image(
+    answer: str, image_index: Any, boxes: Any, images: list[int], iou: float | None, why: list[str]
+) -> None:
+    (rollout,) = about_two_images(answer, image_index)["rollouts"]
+    assert rollout["boxes"] == boxes
+    assert rollout["box_images"] == images
+    assert rollout["iou"] == (None if iou is None else pytest.approx(iou))
+    assert rollout["why"] == why
+
+
+def test_the_page_places_boxes_as_the_reward_does() -> None:
+    """One rule in two places: the overlap shown is the plain IoU reward wherever there is one box."""
+    from mmreason.records import ImageGeometry
+    from mmreason.rewards.iou import iou
+
+    geometry = tuple(ImageGeometry(tuple(i["original_size"]), tuple(i["model_size"]), 14, 2) for i in TWO_IMAGES)
+    truth = [510.0, 110.0, 990.0, 230.0]
+    for image_index in ([0], [1], 0, 1):
+        for place in ("", "image 1 ", "image 2 ", "image 9 "):
+            for numbers in ("[500, 250, 1000, 500]", "[510, 280, 990, 570]"):
+                target = {"boxes": [truth], "image_index": image_index}
+                paid = iou(target, place + numbers, geometry, Frame.relative_1000)
+                (rollout,) = about_two_images(place + numbers, image_index, [truth])["rollouts"]
+                assert (rollout["iou"] or 0.0) == pytest.approx(paid)
+
+
+def test_thinking_about_several_images_is_placed_by_the_names_it_gives() -> None:
+    completion = "<think>image 2 [0, 0, 1000, 1000], [0, 0, 500, 500]</think><answer>red</answer>"
+    fields = {"completion": completion, "answer": "red", "images": TWO_IMAGES, "target": {"answer": "red"}}
+    (rollout,) = describe_group([record(**fields)])["rollouts"]
+    assert (rollout["looked"], rollout["looked_images"]) == ([[0.0, 0.0, 1000.0, 400.0]], [1])
+    assert rollout["boxes"] == []
+
+
+def test_the_truth_says_in_which_image() -> None:
+    target = {"boxes": [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], "labels": ["cat", "dog"], "image_index": [1, 0]}
+    group = describe_group([record(target=target, images=TWO_IMAGES)])
+    assert group["target"] == "cat image 2 [1, 2, 3, 4]\ndog image 1 [5, 6, 7, 8]"
+    assert group["true_images"] == [1, 0]
+    assert describe_group([record(target=target | {"image_index": 1}, images=TWO_IMAGES)])["true_images"] == [1, 1]
+    assert describe_group([record()])["target"] == "cat [50, 25, 100, 50]"
+
+
+@given(JSON, JSON, st.integers(0, 3))
+def test_no_image_index_breaks_the_page(image_index: Any, part_index: Any, num_images: int) -> None:
+    part = {"type": "boxes", "boxes": [[1, 2, 3, 4]], "image_index": part_index}
+    target = {"boxes": [[1.0, 2.0, 3.0, 4.0]] * 2, "image_index": image_index}
+    images = (TWO_IMAGES * 2)[:num_images]
+    group = describe_group(
+        [record(target=target, images=images, messages=[{"role": "user", "content": [part]}])]
+    )
+    embed_json(group)
+    assert len(group["true_images"]) == len(group["true_boxes"]) == 2
+    assert all(image is None or 0 <= image < num_images for image in group["true_images"])
+    (rollout,) = group["rollouts"]
+    assert len(rollout["boxes"]) == len(rollout["box_images"])
+    assert set(rollout["box_images"]) <= set(range(num_images))
+    assert "[1" in group["prompt"][0]["text"]
+
+
+def test_candidate_boxes_of_a_prompt_are_readable() -> None:
+    part = {"type": "boxes", "boxes": [[100, 50, 200, 100]], "label": "person"}
+    content = [{"type": "image"}, part, part | {"image_index": 1}, {"type": "text", "text": "Which one?"}]
+    group = describe_group([record(images=TWO_IMAGES, messages=[{"role": "user", "content": content}])])
+    first, second = '{"person": [[500, 500, 1000, 1000]]}', '{"person": [[100, 125, 200, 250]]}'
+    assert group["prompt"] == [{"role": "user", "text": f"[image] {first} {second} Which one?"}]
+    unknown = describe_group([record(box_frame="inches", messages=[{"role": "user", "content": [part]}])])
+    assert "[[100, 50, 200, 100]]" in unknown["prompt"][0]["text"]
+
+
+def test_the_guard_of_the_perception_term_speaks_on_the_page(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step, (factor, signs) in enumerate(((1.0, 0.0), (1.0, 2.0), (0.5, 2.0), (0.5, 2.0), (0.5, 0.0)), start=1):
+        folder.append_metrics({"step": step, "objective/guard_factor": factor, "objective/guard_signs": signs})
+    (alarm,) = data_of(build_report(tmp_path))["alarms"]
+    assert (alarm["step"], alarm["until"], alarm["times"]) == (3, 5, 1)
+    assert "cut the coefficient to 0.5" in alarm["text"]
+    assert alarm["text"].split(" (mmreason")[0] in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_saved_rollouts_the_metrics_tell_the_spread_of_each_reward(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_config({"reward": {"iou": {"weight": 1.0}, "format": {"weight": 0.2}}})
+    for step in (1, 2):
+        folder.append_metrics({"step": step, "zero_variance_groups/iou": 0.25 * step, "zero_variance_groups": 0.0})
+    cards = {card["name"]: card for card in data_of(build_report(tmp_path))["rewards"]["cards"]}
+    assert cards["iou"]["spread"] == {"x": [1.0, 2.0], "y": [0.25, 0.5]}
+    assert cards["format"]["spread"] is None
+    counted = data_of(build_report(make_run(tmp_path / "saved", steps=2).path))["rewards"]["cards"]
+    assert all("spread" not in card and card["counted"]["groups"] for card in counted)
 
 
 def test_group_statistics_leave_unscored_rollouts_out() -> None:

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from mmreason.objectives.tokens import Level, at_least_float32, check_shapes, divided, masked_mean, sequence_mean
+from mmreason.objectives.tokens import at_least_float32, check_shapes
 
 Estimator: TypeAlias = Literal["k3", "plain"]
 
@@ -97,59 +97,3 @@ def keep_top_quantile(values: Tensor, mask: Tensor, share: float = 0.2) -> Tenso
     known = torch.where(counted, at_least_float32(values.detach()), math.nan)
     threshold = torch.nanquantile(known, 1.0 - share, dim=1, keepdim=True)
     return torch.where(counted & (known >= threshold), values, torch.zeros_like(values))
-
-
-def sampled_entropy(
-    log_probs: Tensor, mask: Tensor, level: Level = "token", denominator: Tensor | float | None = None
-) -> Tensor:
-    """Entropy in nats per token, estimated at the sampled tokens: `- masked_mean(log_probs)`, 0..∞.
-
-    PAPO *adds* η times this to the loss (entropy is pushed down), once for `log_probs` and once for `masked_log_probs`.
-    The second has no gradient, and is only a metric, unless the masked log-probs are recomputed with gradient.
-    On-policy and over the whole vocabulary the expected gradient of the first is zero: it acts through finite samples,
-    truncated sampling and repeated updates, much like a small pull towards the model's own completions. The true
-    entropy is `masked_mean(entropies, mask)` of the entropies `[N, C]` that TRL's log-prob pass returns, with gradient.
-
-    Args:
-        log_probs: `[N, C]` of the sampled tokens.
-        mask: `[N, C]`.
-        level: as for `masked_mean`.
-        denominator: as for `masked_mean`.
-
-    Source: PAPO (arXiv 2507.06448) and its released code.
-    """
-    return -masked_mean(at_least_float32(log_probs), mask, level, denominator)
-
-
-def nll_on_correct(
-    log_probs: Tensor,
-    mask: Tensor,
-    correct: Tensor,
-    level: Level = "token",
-    denominator: Tensor | float | None = None,
-) -> Tensor:
-    """Negative log-likelihood of the completions that are right: `- mean log_probs` over their counted tokens, 0..∞.
-
-    *Added* to the loss, with a small coefficient (1e-3 in PAPO's code, off by default): it makes right completions
-    likelier.
-
-    Args:
-        log_probs: `[N, C]`.
-        mask: `[N, C]`.
-        correct: `[N]` bool; completions that cannot be judged are False.
-        level: mean over tokens of right completions, or of their sequence means.
-        denominator: right tokens (or right sequences with tokens) of the whole step; by default of this batch.
-
-    Returns:
-        A scalar, 0 where none is right.
-
-    Source: PAPO's released code.
-    """
-    if correct.shape != mask.shape[:1] or correct.dtype != torch.bool:
-        raise ValueError(f"correct must be bool [{len(mask)}], not {correct.dtype} {list(correct.shape)}")
-    chosen = mask.bool() & correct.unsqueeze(1)
-    values = at_least_float32(log_probs)
-    if level == "token":
-        return -masked_mean(values, chosen, level, denominator)
-    means = sequence_mean(values, chosen)
-    return -divided(means.sum(), chosen.any(dim=1).sum() if denominator is None else denominator)
