@@ -393,7 +393,7 @@ def _study(words: list[str]) -> int:
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the runs; sft.… are the warm-up's")
     parser.add_argument("--list", action="store_true", help="every study: arms, what decides, paper")
     parser.add_argument("--seeds", metavar="N,N,…", help="instead of the study's own")
-    parser.add_argument("--jobs", type=_positive, default=2, metavar="N", help="processes at once, a core each (default 2)")
+    parser.add_argument("--jobs", type=_positive, default=2, metavar="N", help="processes, a core each (default 2)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of everything; default: runs/study-NAME")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="also write DIR/NAME.md and DIR/NAME.svg")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page of what is finished")

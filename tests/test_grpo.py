@@ -55,6 +55,34 @@ def test_metrics_have_the_promised_names(make_config: Callable[..., Any], make_t
         assert line["parse_failures"] == 1.0
 
 
+def test_the_spread_of_each_of_several_rewards_is_logged(
+    make_config: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Over the groups that a reward applies to, as the saved rollouts have it; a single reward is told by the total."""
+    body = (
+        "def often(completion: str) -> float | None:\n    return len(completion) % 2 if 'a' in completion else None\n\n"
+        "@reward(range=(0.0, 1.0))\ndef never(completion: str) -> None:\n    return None\n"
+    )
+    file = reward_file(tmp_path / "spread.py", body)
+    rewards = {"files": (*make_config().reward.files, file), "often": {"weight": 1.0}, "never": {"weight": 0.0}}
+    trainer = make_trainer(make_config(reward=rewards, rollout={"group_size": 2}, trainer={"steps": 4}))
+    trainer.fit()
+    records = list(read_rollouts(trainer.folder.rollouts))
+    for line in read_metrics(trainer.folder.metrics):
+        assert line["zero_variance_groups/never"] is None
+        for name in ("vowels", "often"):
+            values = [record["rewards"][name] for record in records if record["step"] == line["step"]]
+            pairs = [[v for v in values[at : at + 2] if v is not None] for at in range(0, len(values), 2)]
+            told = [max(pair) - min(pair) <= 1e-6 for pair in pairs if pair]
+            found = line[f"zero_variance_groups/{name}"]
+            assert found == (pytest.approx(sum(told) / len(told)) if told else None)
+    alone = make_config(name="alone", reward={"files": rewards["files"], "format": None}, trainer={"steps": 1})
+    trainer = make_trainer(alone)
+    trainer.fit()
+    (line,) = read_metrics(trainer.folder.metrics)
+    assert not any(name.startswith("zero_variance_groups/") for name in line)
+
+
 def test_parts_of_a_reward_are_logged(
     make_config: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
 ) -> None:

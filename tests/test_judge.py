@@ -22,12 +22,12 @@ from PIL import Image
 
 from mmreason.config.compose import compose
 from mmreason.config.schema import JudgeConfig, RewardConfig
-from mmreason.errors import ConfigError, PluginError
+from mmreason.errors import ConfigError, DataError, PluginError
 from mmreason.judge.cache import ReplyCache
 from mmreason.judge.desk import Desk
 from mmreason.judge.questions import SYSTEM, JudgeError, Picture, Question, as_data, break_tokens, read_reply, render
 from mmreason.judge.service import JudgeService
-from mmreason.records import Row
+from mmreason.records import ImageGeometry, Row
 from mmreason.reward_kit.groups import BatchFacts, GroupFacts, Member, RolloutFacts
 from mmreason.reward_kit.spec import build_spec
 from mmreason.scoring import GROUP_NEEDS, NEEDS, REWARDS, RewardRunner, group_reward, reward
@@ -202,6 +202,8 @@ def test_the_question_of_the_row_is_at_hand_without_pictures_and_system_text() -
     row = Row("r", ({"role": "system", "content": "be brief"}, {"role": "user", "content": "Where?"}), (), {})
     assert Script("").judge.of(replace(made_rollout(""), row=row)).question == "Where?"
     assert Script("").judge.of(made_rollout("x")).question == "How many plates?"
+    parts = ({"role": "system", "content": [{"type": "text", "text": "be brief"}]}, *row.messages[1:])
+    assert Script("").judge.of(replace(made_rollout(""), row=replace(row, messages=parts))).question == "Where?"
 
 
 def test_boxes_in_the_question_reach_the_judge_as_the_model_read_them() -> None:
@@ -476,6 +478,27 @@ def test_a_damaged_entry_is_no_entry_and_is_written_anew(tmp_path: Path, content
     assert cache.num_bad == 1
     cache.put(key, "8")
     assert cache.get(key) == "8"
+
+
+def test_an_entry_that_is_too_large_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ReplyCache(tmp_path)
+    cache.put("a" * 64, "7" * 200)
+    assert cache.get("a" * 64) == "7" * 200
+    monkeypatch.setattr("mmreason.judge.cache._MAX_ENTRY_BYTES", 100)
+    assert cache.get("a" * 64) is None
+    assert cache.num_bad == 1
+
+
+def test_questions_without_a_reply_are_counted(rewards: Callable[..., str]) -> None:
+    script = Script(JudgeError("no reply"))
+    table_of(rewards(asks), [made_rollout("a"), made_rollout("b")], script.judge)
+    assert script.judge.new_counts() | {"judge/seconds": 0.0} == {
+        "judge/asked": 2.0,
+        "judge/cache_hits": 0.0,
+        "judge/failures": 2.0,
+        "judge/retries": 0.0,
+        "judge/seconds": 0.0,
+    }
 
 
 def _hammer(folder: str, number: int) -> None:

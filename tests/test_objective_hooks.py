@@ -284,6 +284,23 @@ def test_every_built_in_says_what_it_is() -> None:
         assert spec.options({}) is not None
 
 
+def test_what_the_guard_says_is_shown_while_the_run_goes_on(
+    make_config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit that every run passes: the text of the guard on the screen, and the cut on the page."""
+    guard = {"max_perception_kl": 1e-12, "patience_steps": 1, "cooldown_steps": 1}
+    config = make_config(objective={"terms": PAPO, "guard": guard}, trainer={"steps": 2})
+    run_train(config, config.model_dump(mode="json"))
+    alarms = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ALARM")]
+    for step, factor in ((1, "0.5"), (2, "0.25")):
+        text = f"step {step}: the perception term is collapsing (perception_kl"
+        (line,) = [line for line in alarms if text in line]
+        assert f"cut to {factor} of what is set" in line
+    page = (tmp_path / "runs" / "run" / "report.html").read_text(encoding="utf-8")
+    assert "perception term collapses" in page
+    assert "2 times" in page
+
+
 def test_guard_state_goes_with_the_checkpoint(make_config: Callable[..., Any], tmp_path: Path) -> None:
     trainer = trainer_of(make_config, objective={"terms": PAPO})
     assert trainer.guard is not None

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from test_grpo import RUN_SCRIPT
 from test_prompt_once_trainer import FORCE, Rows, disturb, metrics_of, shared_trainer
 from transformers import set_seed
 
 from mmreason.errors import ConfigError
 from mmreason.objectives.settings import check_objective
-from mmreason.run_records import read_rollouts
+from mmreason.run_records import read_metrics, read_rollouts
 from mmreason.train.checkpoints import find_checkpoint
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.refill import FIRST_REFILL_POSITION, joined_outputs
@@ -27,6 +32,13 @@ from mmreason.scoring import reward
 def even_only(rollout) -> float:
     """Letters that differ, for every other prompt."""
     if int(rollout.row.id.split("/")[1]) % 2:
+        return 0.5
+    return sum(map(ord, rollout.text)) % 97 / 96
+
+@reward()
+def last_digit(rollout) -> float:
+    """Letters that differ, for two of three prompts."""
+    if rollout.group % 3 == 0:
         return 0.5
     return sum(map(ord, rollout.text)) % 97 / 96
 
@@ -240,3 +252,41 @@ def test_joining_pads_prompts_left_and_completions_right() -> None:
 def test_contradictions_are_refused(sections: dict[str, Any], message: str, make_config: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=message):
         check_objective(make_config(name="run", **sections))
+
+
+@pytest.mark.slow
+def test_two_processes_refill_together(
+    make_config: Callable[..., Any], parity_file: str, vowels_file: str, tmp_path: Path
+) -> None:
+    """Each process fills its own groups; prompts are never drawn twice, weights stay the same on both."""
+    config = make_config(
+        policy=FORCE,
+        model={"name": "tiny"},
+        rollout={"prompts_per_step": 4, "group_size": 4, "refill_rounds": 4, "max_new_tokens": 24},
+        reward={"files": (parity_file, vowels_file), "vowels": {"weight": 0.0}, "last_digit": {}},
+        objective={
+            "terms": {"perception_kl": {"coefficient": 0.01}},
+            "advantages": {"difficulty_weight": {"reward": "last_digit"}},
+        },
+    )
+    (tmp_path / "run.py").write_text(RUN_SCRIPT)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(tmp_path / "run.py"), str(tmp_path / "config.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "run"
+    lines = list(read_metrics(run / "metrics.jsonl"))
+    assert [line["refill/missing_groups"] for line in lines] == [0, 0]
+    assert all(line["refill/sampled_groups"] > 4 for line in lines)
+    assert all(line["objective/perception_kl/kl"] > 0 for line in lines)
+    records = list(read_rollouts(run / "rollouts.jsonl"))
+    groups = [record["group"] for record in records]
+    assert len(records) == 2 * 4 * 4
+    assert all(groups.count(group) == 4 for group in set(groups))
+    assert len(set(groups)) == 8
+    for group in set(groups):
+        members = [record for record in records if record["group"] == group]
+        scores = np.array([record["reward"] for record in members])
+        expected = np.exp(1 - scores.mean()) * (scores - scores.mean()) / (scores.std(ddof=1) + 1e-4)
+        assert [record["advantage"] for record in members] == pytest.approx(expected, abs=1e-3)

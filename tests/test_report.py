@@ -283,9 +283,7 @@ def test_no_image_index_breaks_the_page(image_index: Any, part_index: Any, num_i
     part = {"type": "boxes", "boxes": [[1, 2, 3, 4]], "image_index": part_index}
     target = {"boxes": [[1.0, 2.0, 3.0, 4.0]] * 2, "image_index": image_index}
     images = (TWO_IMAGES * 2)[:num_images]
-    group = describe_group(
-        [record(target=target, images=images, messages=[{"role": "user", "content": [part]}])]
-    )
+    group = describe_group([record(target=target, images=images, messages=[{"role": "user", "content": [part]}])])
     embed_json(group)
     assert len(group["true_images"]) == len(group["true_boxes"]) == 2
     assert all(image is None or 0 <= image < num_images for image in group["true_images"])

@@ -132,6 +132,36 @@ def test_a_chosen_rollout_shows_only_its_own_boxes(page: Any) -> None:
     assert ask(page, visible) == 1
 
 
+def test_boxes_are_drawn_in_the_picture_that_they_lie_in(browser: Any, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, steps=2, groups=1, group_size=2)
+    lines = [json.loads(line) for line in folder.rollouts.read_text(encoding="utf-8").splitlines()]
+    answers = ["image 2 [100, 100, 500, 500]", "image 1 [100, 100, 500, 500] [1, 1, 900, 900]"]
+    for index, line in enumerate(lines):
+        answer = answers[index % 2]
+        (picture,) = line["images"]
+        target = {"boxes": [[10, 10, 40, 40], [20, 20, 80, 80]], "labels": ["cat", "dog"], "image_index": [1, 0]}
+        line |= {"images": [picture, picture], "target": target, "answer": answer, "box_frame": "relative_1000"}
+        line |= {"completion": f"<think></think><answer>{answer}</answer>"}
+    folder.rollouts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    browser.get(build_report(folder.path).as_uri())
+    until(lambda: ask(browser, 'document.querySelector(".frame img").naturalWidth'))
+    drawn = (
+        '[...document.querySelector(".group").querySelectorAll(".picture")].map('
+        'p => [...p.querySelectorAll("rect.%s title")].map(t => t.textContent))'
+    )
+    assert ask(browser, drawn % "true") == [["dog [20, 20, 80, 80]"], ["cat [10, 10, 40, 40]"]]
+    first, second = ask(browser, drawn % "predicted")
+    assert len(first) == len(second) == 1, "one box each; the box that names no image is in none"
+    captions = ask(browser, '[...document.querySelectorAll(".group figcaption")].slice(0, 2).map(c => c.textContent)')
+    assert [caption.split(":")[0] for caption in captions] == ["image 1", "image 2"]
+    browser.execute_script('document.querySelector(".rollout").focus()')
+    on = '[...document.querySelector(".group").querySelectorAll(".picture")].map(p => p.querySelectorAll(".layer.on").length)'
+    assert ask(browser, on) == [1, 1]
+    assert "a box without image" in ask(browser, 'document.querySelector(".group").textContent')
+    assert set_filter(browser, "f-why", "no_image").startswith("2 of 2 groups, 2 of 4 rollouts")
+    assert errors(browser) == []
+
+
 def test_curves_are_drawn_and_tell_their_values(page: Any) -> None:
     titles = ask(page, '[...document.querySelectorAll(".chart strong")].map(t => t.textContent)')
     assert titles[:4] == ["Reward", "Reward parts", "Held-out scores", "Completion length"]

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, P
 
 from mmreason.config.schema import RewardConfig
 from mmreason.errors import ConfigError, PluginError
-from mmreason.records import Rollout, Row
+from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.reward_kit.check import check_reward
 from mmreason.rewards.classifier import classifier
 from mmreason.run_records import read_metrics, read_rollouts
@@ -142,6 +143,18 @@ def test_question_and_completion(one_logit: str) -> None:
     whole = score([rollout(text)], one_logit, text="completion", activation="none").values[0, 0]
     assert whole == pytest.approx(logits_of(one_logit, text)[0], abs=2e-5)
     assert pair != whole
+
+
+def test_boxes_in_the_question_are_read(one_logit: str) -> None:
+    boxes = {"type": "boxes", "boxes": [[10, 20, 30, 40]], "label": "mug"}
+    content = [{"type": "image"}, {"type": "text", "text": "what colour is"}, boxes]
+    seen = (ImageGeometry((200, 400), (28, 56), 14, 2),)
+    one = rollout("<answer>red</answer>")
+    one = replace(one, row=replace(one.row, messages=({"role": "user", "content": content},)), geometry=seen)
+    pair = score([one], one_logit, with_question=True, activation="none").values[0, 0]
+    asked = 'what colour is {"mug": [[50, 50, 150, 100]]}'
+    assert pair == pytest.approx(logits_of(one_logit, asked, "red")[0], abs=2e-5)
+    assert pair != pytest.approx(logits_of(one_logit, "what colour is", "red")[0], abs=2e-5)
 
 
 def test_without_an_answer(one_logit: str) -> None:

@@ -121,10 +121,12 @@ class RefilledBatches(ObjectiveHooks):
             failures += self.sampled.failures
         informative = len(kept)
         parts = (kept + spare)[:wanted]
+        mine = torch.tensor([informative + len(spare), max(0, wanted - informative)], device=self.accelerator.device)
+        sampled, missing = self.accelerator.gather(mine.unsqueeze(0)).sum(dim=0).tolist()
         self.refill_metrics = {
             "refill/rounds": float(rounds),
-            "refill/sampled_groups": float(informative + len(spare)),
-            "refill/missing_groups": float(max(0, wanted - informative)),
+            "refill/sampled_groups": float(sampled),
+            "refill/missing_groups": float(missing),
         }
         return self._joined(parts, failures)
 
