@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmreason.config.compose import Composed, compose
+from mmreason.config.compose import Composed, compose, size_of
 from mmreason.config.overrides import quote
 from mmreason.config.schema import RunConfig, StageConfig
 from mmreason.errors import ConfigError, DataError, MMReasonError, ResumeError
@@ -157,6 +157,9 @@ def _links(chain: Composed, stage: StageConfig, before: Sequence[PlannedStage]) 
     if model is not None:
         words.append(f"model.name={quote(str(model.folder.final))}")
         linked.add("model.name")
+        # A folder's name does not say which of the recipe's values it wants; the model that the chain starts from does.
+        words.append(f"size={size_of(chain.config.size, chain.config.model.name)}")
+        linked.add("size")
     if stage.compare is not None:
         if stage.command != "eval":
             raise ConfigError("compare: only an eval stage compares")

@@ -20,6 +20,7 @@ from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec
 from mmreason.objectives.settings import ActiveAdvantage, check_objective
 from mmreason.plugin_functions import PluginOptions
 from mmreason.train.grpo import MMReasonGRPOTrainer
+from mmreason.train.run import run_train
 
 PAPO = {"perception_kl": {"coefficient": 0.5}, "double_entropy": {"coefficient": 0.2}}
 CORRECT = {"vowels": {}, "correct": "vowels > 0.2"}

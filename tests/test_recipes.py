@@ -12,6 +12,7 @@ from mmreason.config.compose import compose
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
 from mmreason.recipes import TABLE, Recipe, as_table, recipe, recipes
+from mmreason.stages import plan_chain
 
 ALL = [one.name for one in recipes()]
 #: Recipes of `mmreason train` with a paper; the others are the project's own.
@@ -128,3 +129,21 @@ def test_reading_a_file() -> None:
 
 def test_run_config_knows_what_recipes_say() -> None:
     assert set(RunConfig().about.model_dump()) == {"made_of", "deviations"}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_later_stages_keep_the_size_of_the_first(name: str) -> None:
+    """A stage starts from a folder, whose name says nothing about its size."""
+    chain = compose("train", [f"recipe={name}"])
+    for one in plan_chain(chain):
+        assert one.composed.config.rollout.max_new_tokens == chain.config.rollout.max_new_tokens == 96
+        assert one.composed.config.trainer.learning_rate >= 1e-5
+    real = compose("train", [f"recipe={name}", "model=qwen2_5_vl_3b"])
+    for one in plan_chain(real):
+        assert one.composed.config.rollout.max_new_tokens >= 512
+
+
+def test_a_folder_takes_the_size_that_is_asked_for() -> None:
+    for size, expected in (("auto", 2048), ("tiny", 96), ("published", 2048)):
+        words = ["recipe=papo", "model.name=some/hub_id", f"size={size}"]
+        assert compose("train", words).config.rollout.max_new_tokens == expected

@@ -13,7 +13,7 @@ import pytest
 from report_runs import HOSTILE, make_hacked_run, make_run
 
 from mmreason.report.build import build_report
-from mmreason.run_records import RunFolder
+from mmreason.run_records import RunFolder, read_rollouts
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, from the dev extra")
 
@@ -134,7 +134,7 @@ def test_a_chosen_rollout_shows_only_its_own_boxes(page: Any) -> None:
 
 def test_boxes_are_drawn_in_the_picture_that_they_lie_in(browser: Any, tmp_path: Path) -> None:
     folder = make_run(tmp_path, steps=2, groups=1, group_size=2)
-    lines = [json.loads(line) for line in folder.rollouts.read_text(encoding="utf-8").splitlines()]
+    lines = list(read_rollouts(folder.rollouts))
     answers = ["image 2 [100, 100, 500, 500]", "image 1 [100, 100, 500, 500] [1, 1, 900, 900]"]
     for index, line in enumerate(lines):
         answer = answers[index % 2]

@@ -527,6 +527,23 @@ def test_laser_d_adaptive_window_is_bounded_and_skips_prompts_nobody_can_judge()
     assert [lengths for _, lengths in window] == [[12] * 8, [13] * 8, [13] * 8]
 
 
+def test_laser_d_adaptive_counts_nothing_without_an_answer_as_right() -> None:
+    section = {"laser_d_adaptive": OPTIONS, "repetition": {"weight": 0.0}, "correct": "repetition > -2"}
+    runner = RewardRunner(RewardConfig.model_validate(section))
+    runner.score([rollout("no answer", 0, 7), rollout(said("blue"), 0, 8)])
+    (window,) = runner.state_dict()["rewards"]["laser_d_adaptive"]["window"].values()
+    assert sorted(zip(*reversed(window[0]), strict=True)) == [(7, 0), (8, 1)]
+
+
+def test_laser_d_adaptive_sets_targets_from_prompts_of_the_newest_size() -> None:
+    runner = adaptive(**OPTIONS)
+    runner.score(steps_of([1900] * 8, [1] * 8, 0))
+    runner.score([rollout(said("red"), 100, length) for length in (100, 200, 300, 400)])
+    targets = runner.state_dict()["rewards"]["laser_d_adaptive"]["targets"]
+    # Of four, 2/3 are two and more: half of them are enough for one right answer.
+    assert targets[""][0] == 200.0
+
+
 def test_laser_d_adaptive_refuses_candidates_upside_down() -> None:
     with pytest.raises(ConfigError, match=r"reward\.laser_d_adaptive\.candidates"):
         adaptive(candidates=[2000, 100])

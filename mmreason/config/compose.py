@@ -382,12 +382,20 @@ def _without_data_file(phases: Any, *, _root_: DictConfig) -> Any:
 
 def by_size(published: Any, tiny: Any, *, _root_: DictConfig) -> Any:
     """Resolver `${by_size:PUBLISHED,TINY}`: what a paper used, or what suits the tiny models of this package."""
-    return tiny if is_tiny(str(OmegaConf.select(_root_, "model.name"))) else published
+    size = size_of(str(OmegaConf.select(_root_, "size") or "auto"), str(OmegaConf.select(_root_, "model.name")))
+    return tiny if size == "tiny" else published
 
 
-def is_tiny(model: str) -> bool:
-    """The embedded model, or one made of random weights: both learn in minutes on a CPU."""
-    return model == "tiny" or model.startswith("random:")
+def size_of(size: str, model: str) -> str:
+    """`published` or `tiny`: as `size` says, else by the model's name; the embedded and random ones learn on a CPU in minutes.
+
+    Args:
+        size: `auto`, `published` or `tiny`.
+        model: name of the model.
+    """
+    if size != "auto":
+        return size
+    return "tiny" if model == "tiny" or model.startswith("random:") else "published"
 
 
 def _slug(text: str) -> str:

@@ -315,6 +315,10 @@ class RunConfig(Section):
         "none", description="none | auto (newest complete checkpoint of this run) | a checkpoint folder"
     )
     source: str = Field("", description="paper or page that the recipe follows")
+    size: Literal["auto", "published", "tiny"] = Field(
+        "auto",
+        description="which of a recipe's two values hold; auto = tiny for the embedded model and random ones, else published",
+    )
     about: AboutConfig = Field(default_factory=AboutConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

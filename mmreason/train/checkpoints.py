@@ -40,6 +40,7 @@ FREE_OPTIONS = (
     "resume",
     "source",
     "about",
+    "size",
     "sft",
     "curriculum.phase",
     "reward.max_failure_share",
