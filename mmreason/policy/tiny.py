@@ -29,7 +29,12 @@ MAX_NUMBER_TOKEN = 255
 #: frequencies, height the next two, width the rest: its fast ones tell columns apart, and its slow ones leave content
 #: comparable over any distance, without which a name in the question is never matched with the same name in a list.
 TEXT_ROPE_THETA, VISION_ROPE_THETA = 1000.0, 10.0
-TAG_TOKENS = ("<think>", "</think>", "<answer>", "</answer>")
+#: Tags that tasks, recipes and tool calls write; each is one token.
+TAG_TOKENS = tuple(
+    mark
+    for name in ("think", "answer", "info", "class", "extension", "tool_call", "tool_response", "search", "summary")
+    for mark in (f"<{name}>", f"</{name}>")
+)
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 #: Text from which the byte-level merges are learned: the procedural tasks' own wording.
@@ -42,7 +47,20 @@ LEXICON = (
     "a an the is are there of to in at on with that not than more less most no yes none and or one two three four five six "
     "Find find Where where What what How how many Which which List list Describe describe Is Are Does does every each all "
     "user assistant system answer think box "
+    "made wood metal glass stone wooden crack hole damage text dot bar whole cracked pierced background "
+    "sign signs house houses tree trees fish boat boats cup cups hearts rings crosses things dark light odd same different "
+    "phrase wrong shows see you can it has have It The There One In You They Rate How much from between Answer Candidates name "
+    "label bbox class spike wave flat step rise fall times over minus plus blur noise darker blocky quality "
+    "tool call tools arguments crop zoom draw line lines point points rotate grid measure compare edges threshold search page "
+    "pages frame frames select read value values horizontal vertical degrees angle distance area segment count row column cell "
+    "chart bars table title start goal maze wall walls path up down move go turn first second third last next before after wait "
+    "check again error unknown use legal calls left over budget result done now look inside outside closer "
 )
+#: Punctuation between which numbers and words stand: ours, and that of JSON boxes, calls and LaTeX.
+MARKS = (
+    " [", "], ", ", ", ". ", "? ", ": ", "; ", " = ", " + ", " - ", " * ", " / ", " (", ") ", "?", "$", " $", "$?", "[]", " []",
+    '[{"', ' {"', '": [', '], "', '": "', '"}, {"', '"}]', '": ', '", "', '": {"', ']}}', '"}}', ']]', '[[', '], [', ']. ',
+)  # fmt: skip
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -78,8 +96,7 @@ def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     words_alone = LEXICON.split()
-    marks = [" [", "], ", ", ", ". ", "? ", ": ", "; "]
-    corpus = [*words_alone, *(f" {word}" for word in words_alone), *(marks * 4)]
+    corpus = [*words_alone, *(f" {word}" for word in words_alone), *(MARKS * 4)]
     tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAG_TOKENS])
     tokenizer.add_tokens([AddedToken(str(number), normalized=False) for number in range(MAX_NUMBER_TOKEN + 1)])

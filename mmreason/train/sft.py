@@ -39,6 +39,9 @@ from mmreason.train.rows import FileRows
 #: Label of positions that do not count in the loss.
 IGNORE = -100
 
+#: Batches whose rows are put in order of length together.
+BATCHES_SORTED = 8
+
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -63,31 +66,60 @@ def parse_source(key: str, seed: int) -> _Source:
 
 
 class MixtureDataset(Dataset[Demonstration]):
-    """Demonstration `i` is drawn from the phase that `i` falls into; the same `i` always gives the same one."""
+    """Demonstrations in the order of their phases; the same place always holds the same one.
+
+    What is drawn for `BATCHES_SORTED` batches of a phase is put in order of length before it is cut into batches, and these are
+    shuffled: rows of a batch are of about one length, and little of it is padding.
+    """
 
     def __init__(self, policy: Policy, phases: Sequence[SftPhase], batch_size: int, seed: int) -> None:
-        self.policy = policy
-        self.seed = seed
-        self.ends = np.cumsum([phase.steps * batch_size for phase in phases])
+        self.policy, self.seed, self.batch_size = policy, seed, batch_size
+        sources = {key: parse_source(key, seed) for phase in phases for key in phase.mixture}
+        self.tokens = {key: self._usual_tokens(source) for key, source in sources.items()}
+        self.sources = sources
+        self.starts = np.cumsum([0, *(phase.steps * batch_size for phase in phases)])
         self.phases = [
-            (
-                [parse_source(key, seed) for key in phase.mixture],
-                np.asarray(list(phase.mixture.values())) / sum(phase.mixture.values()),
-            )
+            (list(phase.mixture), np.asarray(list(phase.mixture.values())) / sum(phase.mixture.values()))
             for phase in phases
         ]
+        self._drawn: tuple[int, list[tuple[int, str]]] = (-1, [])
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return int(self.starts[-1])
 
-    def __getitem__(self, index: int) -> Demonstration:
-        sources, weights = self.phases[int(np.searchsorted(self.ends, index, side="right"))]
-        choice = int(np.random.default_rng([self.seed, index]).choice(len(sources), p=weights))
-        source = sources[choice]
+    def __getitem__(self, position: int) -> Demonstration:
+        phase = int(np.searchsorted(self.starts, position, side="right")) - 1
+        size = BATCHES_SORTED * self.batch_size
+        first = position - (position - int(self.starts[phase])) % size
+        if self._drawn[0] != first:
+            self._drawn = (first, self._draw(phase, first, min(first + size, int(self.starts[phase + 1]))))
+        index, key = self._drawn[1][position - first]
+        return self._demonstration(self.sources[key], index)
+
+    def _draw(self, phase: int, first: int, end: int) -> list[tuple[int, str]]:
+        """Index and source of what is at places `first` to `end`."""
+        keys, weights = self.phases[phase]
+        drawn = [
+            (index, keys[int(np.random.default_rng([self.seed, index]).choice(len(keys), p=weights))])
+            for index in range(first, end)
+        ]
+        drawn.sort(key=lambda one: self.tokens[one[1]])
+        batches = [drawn[start : start + self.batch_size] for start in range(0, len(drawn), self.batch_size)]
+        order = np.random.default_rng([self.seed, first, 1]).permutation(len(batches))
+        return [one for batch in order for one in batches[batch]]
+
+    def _demonstration(self, source: _Source, index: int) -> Demonstration:
         row = source.task.example(index, source.style)
         prepared = self.policy.prepare(row)
         completion = source.task.trace(row, source.style, prepared.geometry, self.policy.family.box_frame)
         return Demonstration(prepared, completion)
+
+    def _usual_tokens(self, source: _Source) -> float:
+        """Mean number of tokens of a prompt and its completion, over a few."""
+        examples = [self._demonstration(source, index) for index in range(8)]
+        texts = [self.policy.render(one.prepared.messages) + one.completion for one in examples]
+        images = sum(geometry.num_tokens for one in examples for geometry in one.prepared.geometry)
+        return (sum(map(len, self.policy.tokenizer(texts)["input_ids"])) + images) / len(examples)
 
 
 class RowsDataset(Dataset[Demonstration]):
