@@ -22,11 +22,11 @@ $(VENV)/.dev: $(VENV)/.base
 train: $(VENV)/.base ## GRPO from the embedded tiny model, a few minutes on two cores; RUN="seed=1 name=s1" adds options
 	OMP_NUM_THREADS=2 $(BIN)/mmreason train $(RUN)
 
-test: $(VENV)/.dev ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev ## all tests, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.dev ## the tests that need no minutes and no browser
-	$(BIN)/python -m pytest -m "not slow and not browser"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not browser"
 
 # The top-level packages are installed inside mmreason, which mypy does not see in a checkout: a tree of links shows it.
 TYPES := build/types/mmreason

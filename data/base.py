@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mmreason.agent.calls import Call
 from mmreason.boxes import Frame
 from mmreason.config.schema import TaskConfig
 from mmreason.errors import ConfigError
@@ -28,6 +31,26 @@ from mmreason.registry import Registry, did_you_mean
 #: Rows of the two splits come from disjoint random streams.
 Split = Literal["train", "held_out"]
 _SPLIT_STREAM: dict[str, int] = {"train": 0, "held_out": 1}
+
+
+#: Size of a picture, `(width, height)` in pixels -> how the model sees it.
+GeometryOf = Callable[[tuple[int, int]], ImageGeometry]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTurn:
+    """One turn of the oracle: calls, or the answer that ends the episode.
+
+    Attributes:
+        thought: what it writes before.
+        calls: in order; their boxes and points are in the model's frame of the picture called. Pictures have the ids that the
+            episode gives them: those of the row first, then one for each new picture, in order.
+        answer: the final answer; None in all turns but the last.
+    """
+
+    thought: str
+    calls: tuple[Call, ...] = ()
+    answer: str | None = None
 
 
 class TaskOptions(BaseModel):
@@ -53,6 +76,7 @@ class Task(ABC, Generic[OptionsT]):
         metric: the reward whose held-out mean is the task's score; a row counts as correct when it reaches `correct_at`.
         metric_options: of that reward, where a run configures no rewards (the scores of `mmreason sft`).
         format_options: of the reward `format`, likewise.
+        tools: names of the tools that help; empty where none does.
     """
 
     name: ClassVar[str] = ""
@@ -61,6 +85,7 @@ class Task(ABC, Generic[OptionsT]):
     metric_options: ClassVar[Mapping[str, Any]] = {}
     format_options: ClassVar[Mapping[str, Any]] = {}
     correct_at: ClassVar[float] = 0.5
+    tools: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: OptionsT, seed: int = 0) -> None:
         self.options = options
@@ -90,6 +115,24 @@ class Task(ABC, Generic[OptionsT]):
             frame: frame in which the model family writes boxes.
         """
         raise ConfigError(f"task '{self.name}' has no supervised traces; it can be trained with `mmreason train` only.")
+
+    def hidden(self, row: Row) -> Mapping[str, Image.Image]:
+        """Pictures that the row does not show and that tools may bring up, by name: pages, frames."""
+        hidden: Mapping[str, Image.Image] = row.columns.get("hidden", {})
+        return hidden
+
+    def plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """The turns of an oracle that solves the row with tools: calls, and the right answer last.
+
+        Args:
+            row: made by `row`.
+            geometry_of: how the model sees a picture of a given size.
+            frame: frame in which the model family writes boxes and points.
+
+        Raises:
+            ConfigError: the task has no oracle.
+        """
+        raise ConfigError(f"task '{self.name}' has no oracle: it cannot make traces of tool calls.")
 
     def generator(self, index: int, split: Split) -> np.random.Generator:
         """Random generator of one row; independent across tasks, seeds, splits and indices."""

@@ -51,7 +51,7 @@ def answer_of(row: Row) -> str:
 
 def _lines(row: Row) -> tuple[list[str], list[str]]:
     """Question and answer in lines; no question where it stands in the place of a picture."""
-    question = textwrap.wrap(question_of(row), _LINE_CHARS) if row.images else []
+    question = textwrap.wrap(question_of(row), _LINE_CHARS) if row.images or row.columns.get("hidden") else []
     return question, textwrap.wrap("= " + answer_of(row), _LINE_CHARS)[:2]
 
 
@@ -66,10 +66,11 @@ def _cell(row: Row, num_lines: int = CAPTION_LINES) -> Image.Image:
         ConfigError: the row names a file instead of holding a picture.
     """
     cell = Image.new("RGB", (CELL_PX, CELL_PX + _caption_px(num_lines)), "white")
-    # One picture fills the cell; up to four stand two by two, in reading order.
-    across = math.ceil(math.sqrt(max(1, len(row.images))))
+    # One picture fills the cell; up to four stand two by two, in reading order. Pages and frames that tools bring up come last.
+    pictures = [*_pictures(row), *row.columns.get("hidden", {}).values()] or [_written(question_of(row))]
+    across = math.ceil(math.sqrt(len(pictures)))
     side = CELL_PX // across
-    for number, picture in enumerate(_pictures(row) or [_written(question_of(row))]):
+    for number, picture in enumerate(pictures):
         shown = _shown(row, number, picture, side)
         left, top = number % across * side, number // across * side
         cell.paste(shown, (left + (side - shown.width) // 2, top + (side - shown.height) // 2))

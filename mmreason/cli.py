@@ -48,6 +48,12 @@ rewards
   reward score FILE --reward NAME[,NAME(option=value)…]
                                 score saved rollouts; one JSON object a line
 
+tools
+  tool list                     every tool that a model may call, and its arguments
+  tool new NAME                 a working tool file and its test
+  tool try --image FILE NAME KEY=VALUE …
+                                call a tool as a model would; writes the picture
+
 data
   data list                     every task and its options
   data preview TASK             a picture of the first rows, answers drawn
@@ -338,6 +344,80 @@ def _report(words: list[str]) -> int:
     return 0
 
 
+def _tool(words: list[str]) -> int:
+    return _verb("tool", {"list": _tool_list, "new": _tool_new, "try": _tool_try}, words)
+
+
+def _tool_list(words: list[str]) -> int:
+    parser = _Parser(prog="mmreason tool list", description="Every tool that a model may call, and its arguments.")
+    _add_tool_files(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.agent.commands import list_tools
+
+    list_tools(given.file)
+    return 0
+
+
+def _tool_new(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason tool new",
+        description="Write a working tool, NAME.py, and its test, test_NAME.py, to be changed into your own.",
+    )
+    parser.add_argument("name", metavar="NAME", help="of the tool, the function and the file")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of the files; default: here")
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.agent.new import next_commands, write_new_tool
+
+    tool_file, test_file = write_new_tool(given.name, given.out)
+    print(f"Wrote {tool_file} and {test_file}. Next:\n{next_commands(given.name, tool_file, test_file)}", end="")
+    return 0
+
+
+def _tool_try(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason tool try",
+        description="Call a tool as a model would: print what the model would read, write the pictures. Exit code 1 if the "
+        "call fails.",
+        epilog="example: mmreason tool try --image photo.png crop 'box=[10,20,120,90]'",
+    )
+    parser.add_argument("name", metavar="NAME", help="see `mmreason tool list`")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="KEY=VALUE", help="arguments; `image` is img_0 if it is left out"
+    )
+    parser.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="img_0, img_1, …")
+    parser.add_argument(
+        "--hidden",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a frame, or a page with its text in a .txt of the same name, for tools that select or search",
+    )
+    parser.add_argument(
+        "--frame",
+        default="original_px",
+        choices=("original_px", "relative_1000", "relative_1"),
+        help="what the numbers of boxes and points count (default: pixels)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write; default: NAME.png here")
+    _add_tool_files(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.agent.commands import try_tool
+
+    return 0 if try_tool(given) else 1
+
+
+def _add_tool_files(parser: argparse.ArgumentParser) -> None:
+    text = "Python file with tools of your own; may be given more than once"
+    parser.add_argument("--file", "--files", action="append", default=[], metavar="FILE.py", help=text)
+
+
 def _recipe(words: list[str]) -> int:
     return _verb("recipe", {"list": _recipe_list, "show": _recipe_show, "table": _recipe_table}, words)
 
@@ -429,6 +509,7 @@ def _doctor(words: list[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reward": _reward,
+    "tool": _tool,
     "data": _data,
     "recipe": _recipe,
     "study": _study,

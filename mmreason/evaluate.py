@@ -23,6 +23,7 @@ from mmreason.records import Rollout, Row
 from mmreason.stats import Interval, mean_interval, paired_difference
 
 if TYPE_CHECKING:
+    from mmreason.agent.loop import AgentLoop
     from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
     from mmreason.judge.service import JudgeService
@@ -81,6 +82,7 @@ def sample_rollouts(
     temperature: float = 0.0,
     loader: ImageLoader | None = None,
     view: Callable[[Row], Row] | None = None,
+    agent: AgentLoop | None = None,
 ) -> list[Rollout]:
     """One completion a row, in row order; `temperature=0` is greedy.
 
@@ -92,11 +94,17 @@ def sample_rollouts(
         temperature: of sampling.
         loader: opens image paths.
         view: what the policy is shown of a row, with pictures of the same sizes; the rollouts hold the rows themselves.
+        agent: runs episodes with tools, with its own limits; None = an answer in one turn.
     """
     rollouts: list[Rollout] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         prepared = [policy.prepare(row if view is None else view(row), loader) for row in batch]
+        if agent is not None:
+            played = agent.play(prepared, temperature=temperature)
+            for item, trajectory in zip(prepared, played, strict=True):
+                rollouts.append(policy.episode_rollout(item, len(rollouts), trajectory))
+            continue
         completions = policy.generate(prepared, max_new_tokens, temperature)
         for row, item, ids in zip(batch, prepared, completions, strict=True):
             rollouts.append(policy.rollout(row, len(rollouts), ids, item.geometry))
@@ -162,6 +170,7 @@ def evaluate(
     judge: JudgeService | None = None,
     view: Callable[[Row], Row] | None = None,
     exchange: Exchange | None = None,
+    agent: AgentLoop | None = None,
 ) -> EvalResult:
     """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`.
 
@@ -180,6 +189,7 @@ def evaluate(
         temperature=temperature,
         loader=loader,
         view=view,
+        agent=agent,
     )
     table = _scored_once(RewardRunner(rewards, judge), rollouts, exchange)
     scores = {name: table.values[:, column] for column, name in enumerate(table.names)}

@@ -85,6 +85,7 @@ class Turn:
         ok: the call was carried out; false where its name, its arguments or the tool itself failed.
         num_images: pictures that the call returned.
         shown: ids of the pages or documents that the call showed, best first, for tools that search.
+        error: why the call, or a turn that should have held one, failed: a value of `mmreason.agent.calls.CallError`; else empty.
     """
 
     text: str
@@ -93,6 +94,7 @@ class Turn:
     ok: bool = True
     num_images: int = 0
     shown: tuple[str, ...] = ()
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +104,17 @@ class Rollout:
     Attributes:
         row: the question it answers.
         group: index of its group; the completions of one prompt share it.
-        token_ids: the sampled ids exactly as sampled, end-of-turn token included.
+        token_ids: the sampled ids exactly as sampled, end-of-turn tokens included; with tools, between turns, also what the model
+            was shown.
         text: what the model wrote (all of it, special tokens removed).
         answer: what the model answered, as `mmreason.text.extract_answer` reads it; `None` if there is no answer.
         num_tokens: number of sampled tokens.
-        stop_reason: `"stop"` (end-of-turn sampled) or `"length"` (cut at the limit).
+        stop_reason: `"stop"` (end-of-turn sampled), `"length"` (cut at the limit) or `"budget"` (another budget of an agent).
         geometry: one entry per image of the row.
         box_frame: the frame in which this model family writes boxes (a `mmreason.boxes.Frame` value).
         step: optimizer step at which it was sampled.
         turns: the turns of a rollout with tools, in order; empty where the model had none to call.
+        owner: for each of `token_ids`, 1 if it was sampled, 0 if it was put there; empty = all were sampled.
     """
 
     row: Row
@@ -124,3 +128,4 @@ class Rollout:
     box_frame: str
     step: int = 0
     turns: tuple[Turn, ...] = ()
+    owner: tuple[int, ...] = ()

@@ -30,6 +30,12 @@ MAX_BOXED_CHARS = 100_000
 #: Tags that hold the answer; a later one counts only where none of an earlier one is complete.
 ANSWER_TAGS = ("answer", "class")
 
+# What a tokenizer may read as more than text: chat tokens such as <|im_end|>, and tags such as </tool_call>.
+_CHAT_TOKEN_START = re.compile(r"<(?=\|)")
+_TAG_START = re.compile(r"<(?=\||/?[A-Za-z_]{1,32}>)")
+# Control characters but tab and line feed.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
 # One token a match: the start of a box, an escaped character (so that \{ is no brace), or a brace.
 _BOX_TOKENS = re.compile(r"(?P<box>\\boxed\s*\{)|\\.|[{}]", re.DOTALL)
 
@@ -164,3 +170,17 @@ def matches_structure(text: str, tags: tuple[str, ...] = ("think", "answer")) ->
         position = match.end()
         matches += 1
     return matches == len(wanted) and not text[position:].strip()
+
+
+def without_control_tokens(text: str, tags: bool = True) -> str:
+    """Text from outside with nothing in it that a tokenizer would read as a turn, a picture or, with `tags`, a tag.
+
+    A space goes behind the `<` of `<|im_end|>`, `<|image_pad|>`, `</tool_call>` and their like, so that a person still sees what was written;
+    characters that are none, such as half a surrogate pair, become `?` or are left out. Linear; a second pass changes nothing.
+
+    Args:
+        text: what a tool, a picture or a data set says.
+        tags: also for tags such as `<answer>`; off for text that may teach them, such as a question.
+    """
+    plain = _UNPRINTABLE.sub("", text.encode("utf-8", "replace").decode("utf-8"))
+    return (_TAG_START if tags else _CHAT_TOKEN_START).sub("< ", plain)

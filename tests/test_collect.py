@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,9 @@ def test_pairs_by_scores_follow_visrl() -> None:
     assert pairs(group[:2], pair_by="scores", pair_scores=scores) == []
     assert pairs(group, pair_by="scores", pair_scores=scores, chosen_min=0.95) == []
     assert pairs(group[:3], pair_by="scores", pair_scores=scores) == []
+    edge = [candidate("good", answer=0.8, box=0.8), candidate("bad", answer=0.2, box=0.2)]
+    assert pairs(edge, pair_by="scores", pair_scores=scores) == [("good", "bad")]
+    assert pairs([edge[0], replace(edge[1], finished=False)], pair_by="scores", pair_scores=scores) == []
 
 
 texts = st.text(st.sampled_from("ab <|imend>waitWAIT\n."), max_size=30)
@@ -161,7 +165,7 @@ def collecting(config_in: Callable[..., Any], tmp_path: Path) -> Callable[..., R
 
     def make(name: str = "collected", collect: dict[str, Any] | None = None, **sections: Any) -> RunConfig:
         sections.setdefault("reward", {})
-        sections["reward"] = {"correct": "vowels > 0.08", **sections["reward"]}
+        sections["reward"] = {"correct": "vowels > 0.25", **sections["reward"]}
         options = {
             "rows": 5,
             "samples_per_row": 4,
@@ -202,8 +206,8 @@ def test_what_is_kept_is_read_back_and_counted(collecting: Callable[..., RunConf
     assert len(rollouts) == summary["completions"] == 20
     assert summary["kept"] == len(rows) > 0
     assert summary["kept"] + sum(summary["dropped"].values()) == 20
-    right = {(one["id"], one["completion"]) for one in rollouts if one["rewards"]["vowels"] > 0.08}
-    assert summary["pass_rate"] == pytest.approx(sum(one["rewards"]["vowels"] > 0.08 for one in rollouts) / 20)
+    right = {(one["id"], one["completion"]) for one in rollouts if one["rewards"]["vowels"] > 0.25}
+    assert summary["pass_rate"] == pytest.approx(sum(one["rewards"]["vowels"] > 0.25 for one in rollouts) / 20)
     assert {(row["id"].rpartition("#")[0], row["completion"]) for row in rows} <= right
 
     file = read_rows(DataConfig(path=str(run / "rows.jsonl")), full_check=True)

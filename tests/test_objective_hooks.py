@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec
 from mmreason.objectives.settings import ActiveAdvantage, check_objective
 from mmreason.plugin_functions import PluginOptions
 from mmreason.train.grpo import MMReasonGRPOTrainer
+from mmreason.train.objective_hooks import scheduled
 from mmreason.train.run import run_train
 
 PAPO = {"perception_kl": {"coefficient": 0.5}, "double_entropy": {"coefficient": 0.2}}
@@ -70,6 +72,13 @@ def test_one_mask_a_prompt_and_another_at_another_step(make_config: Callable[...
     generation_batch(trainer)
     assert trainer._masked_store is not None
     assert len(trainer._masked_store.prompts) == trainer.run_config.rollout.prompts_per_step
+    patches = []
+    for step in (0, 0, 1):
+        trainer.state.global_step = step
+        trainer._mask_images([0, 0, 1])
+        patches.append([picture.patches for picture in trainer._masked_store.pictures.values()])
+    assert all(torch.equal(one, other) for one, other in zip(patches[0], patches[1], strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(patches[0], patches[2], strict=True))
 
 
 @pytest.mark.parametrize("policy", [FORCE, OFF], ids=["shared", "stock"])
@@ -210,6 +219,38 @@ def test_trpa_at_the_reference_loses_ln_2(make_config: Callable[..., Any]) -> No
     assert trainer._compute_loss(trainer.model, batch).item() == pytest.approx(np.log(2), rel=1e-4)
 
 
+def test_trpa_reads_levels_and_the_policy_that_sampled(make_config: Callable[..., Any]) -> None:
+    options = {"loss_type": "trpa", "trpa": {"format_reward": "vowels", "kl_coefficient": 1.0}}
+    trainer = trainer_of(make_config, objective=options, reward=CORRECT)
+    batch = generation_batch(trainer)
+    facts, count = trainer.step_facts(), len(batch["level"])
+    form, answered, correct = np.ones(count), [True] * count, np.ones(count)
+    form[3], answered[2], correct[1:4] = 0.0, False, (0.0, 0.0, np.nan)
+    told = replace(facts, values={"vowels": form}, answered=answered, correct=correct)
+    trainer.step_facts = lambda: told  # type: ignore[method-assign]
+    batch = trainer.complete_objective(batch)
+    assert batch["level"].tolist() == [1, 2, 3, 4] + [1] * (count - 4)
+    # What cannot be told is not correct.
+    assert batch["is_correct"].tolist() == [True, False, False, False] + [True] * (count - 4)
+    before = trainer._compute_loss(trainer.model, batch).item()
+    assert trainer._newest_pass is not None
+    batch["old_per_token_logps"] = trainer._newest_pass[0].detach() - 0.5
+    after = trainer._compute_loss(trainer.model, batch).item()
+    assert after - before == pytest.approx(np.exp(-0.5) - 0.5, rel=1e-3)
+
+
+def test_nll_counts_the_tokens_of_correct_completions_only(make_config: Callable[..., Any]) -> None:
+    trainer = trainer_of(make_config, objective={"terms": {"nll_on_correct": {"coefficient": 0.1}}}, reward=CORRECT)
+    batch = generation_batch(trainer)
+    batch["is_correct"] = torch.arange(len(batch["is_correct"])) % 3 == 0
+    mask = batch["completion_mask"] * batch["is_correct"].unsqueeze(1)
+    trainer._correct_tokens = mask.sum().float()
+    trainer._compute_loss(trainer.model, batch)
+    assert trainer._newest_pass is not None
+    expected = -(trainer._newest_pass[0].detach() * mask).sum() / mask.sum()
+    assert float(trainer._term_sums["nll_on_correct/nll"]) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_filtered_nll_is_the_formula(make_config: Callable[..., Any]) -> None:
     trainer = trainer_of(make_config, objective={"loss_type": "filtered_nll"}, reward={"vowels": {}})
     batch = generation_batch(trainer)
@@ -218,6 +259,9 @@ def test_filtered_nll_is_the_formula(make_config: Callable[..., Any]) -> None:
     per_row = (trainer._newest_pass[0].detach() * batch["completion_mask"]).sum(dim=1)
     assert loss == pytest.approx(-float((batch["total_reward"] * per_row).mean()), rel=1e-5)
     assert loss > 0
+    # What is worth less than nothing, or nobody knows what, is passed over and not pushed down.
+    batch["total_reward"] = torch.where(torch.arange(len(per_row)) % 2 == 0, -1.0, torch.nan)
+    assert trainer._compute_loss(trainer.model, batch).item() == 0.0
 
 
 def test_beta_falls_as_a_cosine(make_config: Callable[..., Any]) -> None:
@@ -225,21 +269,28 @@ def test_beta_falls_as_a_cosine(make_config: Callable[..., Any]) -> None:
     trainer.fit()
     told = [line["objective/beta"] for line in metrics_of(trainer)]
     assert told == pytest.approx([0.04, 0.034142, 0.02, 0.005858], abs=1e-6)
+    assert [scheduled(0.04, "linear", progress) for progress in (0.0, 0.25, 1.0)] == pytest.approx([0.04, 0.03, 0.0])
+    assert [scheduled(0.04, "constant", progress) for progress in (0.0, 1.0)] == [0.04, 0.04]
 
 
 # ---------------------------------------------------------------------- advantages
 
 
 def test_transforms_see_whole_groups_and_weigh_them(make_config: Callable[..., Any]) -> None:
+    weights = {"dataset_weight": {"default": 3.0}, "difficulty_weight": {"reward": "vowels"}}
     plain, weighed = (
         trainer_of(make_config, name, objective={"advantages": advantages}, reward={"vowels": {}})
-        for name, advantages in (("plain", {}), ("weighed", {"difficulty_weight": {"reward": "vowels"}}))
+        for name, advantages in (("plain", {}), ("weighed", weights))
     )
     before, after = generation_batch(plain), generation_batch(weighed)
-    vowels = torch.from_numpy(weighed.step_facts().values["vowels"])
+    told = weighed.step_facts()
+    vowels = torch.from_numpy(told.values["vowels"])
     weight = difficulty_weight(group_mean(vowels, after["group_number"]))
     assert float(before["advantages"].abs().max()) > 0.1
-    assert torch.allclose(after["advantages"], (before["advantages"] * weight).float(), atol=1e-6)
+    assert torch.allclose(after["advantages"], (3 * before["advantages"] * weight).float(), atol=1e-5)
+    weighed.step_facts = lambda: replace(told, values={"vowels": 2 + told.values["vowels"]})  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"objective\.advantages\.difficulty_weight: .* reward in 0\.\.1"):
+        weighed.complete_objective(after)
 
 
 def test_a_transform_that_returns_nonsense_is_named(make_config: Callable[..., Any]) -> None:
@@ -271,6 +322,23 @@ def test_a_transform_that_returns_nonsense_is_named(make_config: Callable[..., A
         (
             {"objective": {"loss_type": "trpa"}, "trainer": {"micro_batch_size": 2}, "rollout": {"group_size": 4}},
             "cuts groups",
+        ),
+        ({"objective": {"loss_type": "filtered_nll", "epsilon": 0.1}}, r"does not read objective\.epsilon=0\.1"),
+        ({"objective": {"loss_type": "filtered_nll", "scale_rewards": "none"}}, r"objective\.scale_rewards=none"),
+        (
+            {"objective": {"loss_type": "filtered_nll", "advantages": {"dataset_weight": {"default": 2}}}},
+            "uses no advantages",
+        ),
+        ({"objective": {"loss_type": "grpo", "trpa": {"beta": 0.3}}}, r"objective\.trpa changes nothing"),
+        ({"objective": {"terms": PAPO}, "task": {"name": "random_calculation"}}, "task=random_calculation have none"),
+        ({"objective": {"advantages": {"dataset_weight": {"weights": {"a": -1}}}}}, "greater than or equal to 0"),
+        (
+            {"objective": {"advantages": {"pass_rate_band": {"low": 0.9, "high": 0.2}}}, "reward": CORRECT},
+            r"low=0\.9 must be below high=0\.2",
+        ),
+        (
+            {"objective": {"advantages": {"pass_rate_weight": {"low": 2, "high": 1}}}, "reward": CORRECT},
+            "low=2 must be below high=1",
         ),
     ],
 )
@@ -310,6 +378,8 @@ def test_guard_state_goes_with_the_checkpoint(make_config: Callable[..., Any], t
     other = trainer_of(make_config, "other", objective={"terms": PAPO})
     other.load_objective_state(trainer.objective_state())
     assert other.coefficient(other.terms[0]) == pytest.approx(0.25 * 0.5)
+    # PAPO's entropy term goes down with it.
+    assert other.coefficient(other.terms[1]) == pytest.approx(0.25 * 0.2)
     assert other.objective_state() == trainer.objective_state()
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmreason.objectives import transforms
 from mmreason.objectives.advantages import (
     dataset_weight,
     difficulty_weight,
@@ -233,6 +234,30 @@ def test_weights_of_mean_one(values: list[float]) -> None:
 def test_weights_of_data_sets() -> None:
     assert dataset_weight(["a", "b", "c", "a"], {"a": 0.5, "c": 0.0}).tolist() == [0.5, 1.0, 0.0, 0.5]
     assert dataset_weight(["a", "b"], {"a": 2.0}, default=0.0).tolist() == [2.0, 0.0]
+
+
+def test_transforms_multiply_advantages_by_the_weights_and_obey_their_options() -> None:
+    advantages, group = np.array([1.0, -1.0, 2.0, -2.0]), np.array([0, 0, 1, 1])
+    scores, correct = np.array([0.0, 1.0, 1.0, 1.0]), np.array([0.0, 1.0, 1.0, 1.0])
+    hard, easy = math.exp(0.5), 1.0
+    found = transforms.difficulty_weight(advantages, group, {"iou": scores}, reward="iou")
+    assert found.tolist() == pytest.approx([hard, -hard, 2 * easy, -2 * easy])
+    found = transforms.difficulty_weight(advantages, group, {"iou": scores}, kind="power", exponent=2.0)
+    assert found.tolist() == pytest.approx([0.55**2, -(0.55**2), 2 * 0.05**2, -2 * 0.05**2])
+    mean = (hard + easy) / 2
+    found = transforms.difficulty_weight(advantages, group, {"iou": scores}, mean_one=True)
+    assert found.tolist() == pytest.approx([hard / mean, -hard / mean, 2 * easy / mean, -2 * easy / mean])
+    found = transforms.pass_rate_weight(advantages, group, correct)
+    # w(p) for what is good, w(1 - p) for what is bad: p is .5 in the first group and 1 in the second.
+    assert found.tolist() == pytest.approx([1.4166, -1.4166, 2 * 0.4834, -2 * 1.4994], abs=2e-4)
+    found = transforms.pass_rate_weight(advantages, group, correct, low=1.0, high=1.0)
+    assert found.tolist() == pytest.approx(advantages.tolist())
+    assert transforms.pass_rate_band(advantages, group, correct).tolist() == [1, -1, 0, 0]
+    assert transforms.pass_rate_band(advantages, group, correct, low=0.5).tolist() == [0, 0, 0, 0]
+    assert transforms.pass_rate_band(advantages, group, correct, high=0.5).tolist() == [0, 0, 0, 0]
+    names = ["a", "a", "b", "c"]
+    found = transforms.dataset_weight(advantages, names, weights={"a": 2.0, "b": 0.0}, default=3.0)
+    assert found.tolist() == [2, -2, 0, -6]
 
 
 @given(steps())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mmreason.objectives import terms
 from mmreason.objectives.perception import (
     keep_top_quantile,
     perception_kl_per_token,
@@ -152,6 +154,54 @@ def test_numerical_gradients(seed: int) -> None:
     assert torch.autograd.gradcheck(terms, (seen, masked))
 
 
+# ---------------------------------------------------------------------- terms
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("top_share", [1.0, 0.5])
+def test_perception_term_is_minus_the_mean_of_k(level: Any, top_share: float) -> None:
+    batch = Batch(3)
+    seen, masked, mask = batch.log_probs, batch.masked_log_probs, batch.mask
+    made = terms.perception_kl(
+        seen,
+        masked,
+        mask,
+        lambda values: masked_mean(values, mask),
+        lambda values: masked_mean(values, mask, "sequence"),
+        level=level,
+        top_share=top_share,
+    )
+    divergence = perception_kl_per_token(seen, masked)
+    counted = keep_top_quantile(divergence, mask, top_share)
+    assert made.loss.item() == pytest.approx(-masked_mean(counted, mask, level).item())
+    assert made.loss < 0
+    # What is logged is K of all tokens, whatever counts in the loss.
+    assert made.metrics["kl"].item() == pytest.approx(masked_mean(divergence, mask).item())
+    assert made.metrics["kl_squared"].item() == pytest.approx(masked_mean(divergence**2, mask).item())
+
+
+@pytest.mark.parametrize("form", ["sampled", "full"])
+def test_both_entropies_are_added(form: Any) -> None:
+    batch = Batch(3)
+    full, full_masked = torch.full_like(batch.log_probs, 2.0), torch.full_like(batch.log_probs, 3.0)
+
+    def mean(values: Tensor) -> Tensor:
+        return masked_mean(values, batch.mask)
+
+    made = terms.double_entropy(
+        batch.log_probs, batch.masked_log_probs, full, full_masked, mean, original=0.5, masked=0.25, form=form
+    )
+    original, masked = (2.0, 3.0) if form == "full" else (-mean(batch.log_probs), -mean(batch.masked_log_probs))
+    assert float(made.loss) == pytest.approx(float(0.5 * original + 0.25 * masked))
+    assert float(made.metrics["entropy"]) == pytest.approx(float(original))
+    assert float(made.metrics["masked_entropy"]) == pytest.approx(float(masked))
+
+
+def test_nll_on_correct_is_minus_the_mean_log_prob() -> None:
+    made = terms.nll_on_correct(torch.tensor([[-1.0, -3.0]]), torch.mean)
+    assert (made.loss.item(), made.metrics["nll"].item()) == (2.0, 2.0)
+
+
 # ---------------------------------------------------------------------- quantile
 
 
@@ -166,6 +216,11 @@ def test_top_quantile_keeps_the_highest_of_each_sequence() -> None:
     assert mean.item() == pytest.approx(10 / 9)
     assert values.grad is not None
     assert torch.equal(values.grad != 0, kept != 0)
+
+
+def test_top_quantile_keeps_ties_and_the_quantile_itself() -> None:
+    values = torch.tensor([[1.0, 2, 3, 4, 5], [4, 4, 1, 4, 0]])
+    assert keep_top_quantile(values, torch.ones(2, 5), 0.5).tolist() == [[0, 0, 3, 4, 5], [4, 4, 0, 4, 0]]
 
 
 @given(seeds, st.floats(0.01, 1.0))

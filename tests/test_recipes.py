@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +53,118 @@ def test_published_values_and_tiny_ones_are_what_the_recipe_says(name: str) -> N
             for part in option.split("."):
                 value = value[part]
             assert value == expected, option
+
+
+#: What the papers and their released code say, written down apart from the recipes: option -> value.
+_RL = {"rollout.group_size": 8, "trainer.learning_rate": 1e-6}
+_FALLING = {"trainer.lr_schedule": "linear", "trainer.warmup_steps": 0}
+_PAPO = {
+    "objective.loss_type": "dapo", "objective.epsilon": 0.2, "objective.delta": 3.0, "objective.mask.probability": 0.6,
+    "objective.mask.patch_px": 14, "objective.mask.gradient": False, "rollout.group_size": 5, "rollout.temperature": 1.0,
+    "rollout.top_p": 0.99, "rollout.max_new_tokens": 2048, "trainer.learning_rate": 1e-6, "trainer.weight_decay": 0.01,
+    "trainer.lr_schedule": "constant", "trainer.warmup_steps": 0, "reward.exact.weight": 0.9, "reward.format.weight": 0.1,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "papo": {
+        **_PAPO, "objective.terms.perception_kl.coefficient": 0.02, "objective.beta": 0.01, "objective.epsilon_high": 0.3,
+        "rollout.prompts_per_step": 128,
+    },
+    "papo_dapo": {
+        **_PAPO, "objective.terms.perception_kl.coefficient": 0.01, "objective.terms.double_entropy.coefficient": 0.03,
+        "objective.beta": 0.0, "objective.epsilon_high": 0.28, "rollout.refill_rounds": 20, "rollout.refill_by": "correct",
+    },
+    "vlm_r1_rec": {
+        **_RL, **_FALLING, "objective.beta": 0.04, "rollout.temperature": 0.9, "reward.iou.weight": 1.0, "reward.format.weight": 1.0,
+    },
+    "vlm_r1_ovd": {**_RL, **_FALLING, "objective.beta": 0.0, "rollout.temperature": 0.9, "rollout.max_new_tokens": 2048},
+    "vicrit": {
+        "reward.caption_critic.weight": 0.9, "reward.format.weight": 0.1, "objective.scale_rewards": "none", "objective.beta": 0.0,
+    },
+    "visionary_r1": {
+        **_FALLING, "objective.beta": 0.04, "objective.beta_schedule": "cosine", "rollout.group_size": 8, "rollout.temperature": 0.9,
+        "rollout.top_p": 0.9, "rollout.top_k": 50, "trainer.learning_rate": 5e-7, "reward.caption_sufficiency.weight": 0.1,
+    },
+    "univg_r1": {
+        **_RL, **_FALLING, "objective.beta": 0.04, "rollout.temperature": 0.9, "rollout.max_new_tokens": 256,
+        "model.freeze_vision": True, "objective.advantages.difficulty_weight.kind": "exp", "reward.iou.weight": 1.0,
+        "reward.format.weight": 1.0,
+    },
+    "rex_thinker": {
+        **_RL, "objective.beta": 0.04, "rollout.temperature": 1.0, "rollout.max_new_tokens": 2048, "model.freeze_vision": True,
+        "reward.box_set_f1.weight": 0.9, "reward.format.weight": 0.1,
+    },
+    "visualquality_r1": {
+        **_FALLING, "objective.beta": 0.04, "rollout.group_size": 6, "rollout.prompts_per_step": 8, "rollout.temperature": 0.9,
+        "rollout.max_new_tokens": 256, "trainer.learning_rate": 1e-6,
+    },
+    "deepperception": {
+        **_FALLING, "objective.beta": 0.04, "rollout.group_size": 4, "rollout.max_new_tokens": 512, "trainer.learning_rate": 1e-6,
+        "reward.iou_above.threshold": 0.8, "reward.format.weight": 0.5, "reward.json_schema.weight": 0.5,
+    },
+    "karl": {
+        "objective.beta": 0.02, "rollout.group_size": 4, "rollout.prompts_per_step": 8, "rollout.max_new_tokens": 1500,
+        "trainer.learning_rate": 5e-7, "reward.knowledge_iou.threshold": 0.65,
+    },
+    "timemaster": {
+        "objective.loss_type": "dapo", "objective.beta": 0.01, "rollout.group_size": 5, "rollout.max_new_tokens": 1024,
+        "trainer.learning_rate": 1e-6, "reward.exact.weight": 0.9, "reward.format.weight": 0.1,
+        "reward.extension_bonus.weight": 0.5,
+    },
+    "infi_mmr": {"reward.exact.weight": 0.9, "reward.format.weight": 0.1},
+    "r1_onevision": {**_RL, "objective.beta": 0.04, "reward.exact.weight": 1.0, "reward.format.weight": 1.0},
+    "sophia": {
+        "rollout.prompts_per_step": 64, "rollout.group_size": 8, "trainer.learning_rate": 5e-7, "model.freeze_vision": True,
+    },
+    "visrl": {
+        "dpo.beta": 0.1, "dpo.batch_size": 24, "trainer.learning_rate": 5e-6, "trainer.lr_schedule": "cosine",
+        "rollout.temperature": 2.0, "collect.samples_per_row": 6, "collect.chosen_min": 0.8, "collect.rejected_max": 0.2,
+    },
+    "laser_d": {
+        **_RL, "objective.beta": 0.001, "objective.epsilon_high": 0.28, "rollout.temperature": 0.6, "rollout.max_new_tokens": 16384,
+        "reward.laser_d_adaptive.target_tokens": 4096, "reward.laser_d_adaptive.every_steps": 20,
+    },
+    "autothink": {**_RL, "objective.beta": 0.0, "rollout.temperature": 0.6, "rollout.max_new_tokens": 8192},
+    "noisy_reward": {"reward.shapers.flip.share": 0.4, "rollout.group_size": 4, "rollout.max_new_tokens": 4096},
+    "trpa": {
+        "objective.loss_type": "trpa", "objective.trpa.beta": 0.1, "objective.trpa.winner_factor": 2.5,
+        "objective.trpa.kl_coefficient": 0.001, "rollout.group_size": 16, "rollout.prompts_per_step": 4, "rollout.temperature": 1.0,
+        "rollout.max_new_tokens": 4096, "trainer.learning_rate": 4e-7,
+    },
+}  # fmt: skip
+#: The same for what single stages set.
+PUBLISHED_STAGES: dict[str, dict[str, dict[str, Any]]] = {
+    "sophia": {
+        "answers": {"collect.samples_per_row": 8, "collect.prefer": "shortest"},
+        "learn": {
+            "trainer.learning_rate": 2e-5, "trainer.lr_schedule": "cosine", "trainer.weight_decay": 0.05, "sft.batch_size": 512,
+        },
+        "medium": {"collect.min_pass_rate": 0.4, "collect.max_pass_rate": 0.6},
+    },
+    "r1_onevision": {"cold": {"trainer.learning_rate": 1e-5, "sft.batch_size": 128}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_values_for_real_models_are_the_published_ones(name: str) -> None:
+    chain = compose("train", [f"recipe={name}", "model=qwen2_5_vl_3b"])
+    runs = [(chain.plain, PUBLISHED[name])]
+    stages = {one.stage.name: one.composed.plain for one in plan_chain(chain)} if name in PUBLISHED_STAGES else {}
+    runs += [(stages[stage], options) for stage, options in PUBLISHED_STAGES.get(name, {}).items()]
+    for plain, options in runs:
+        for option, published in options.items():
+            value: Any = plain
+            for part in option.split("."):
+                value = value[part]
+            assert value == published, option
+
+
+def test_phases_are_the_published_ones() -> None:
+    phases = compose("train", ["recipe=autothink", "model=qwen2_5_vl_3b"]).config.curriculum.phases
+    assert [phase.set.get("reward.autothink.stage", 1) for phase in phases] == [1, 2, 3]
+    assert [phase.set.get("rollout.max_new_tokens", 8192) for phase in phases] == [8192, 16384, 24576]
+    phases = compose("train", ["recipe=infi_mmr"]).config.curriculum.phases
+    assert [phase.name for phase in phases] == ["text", "captioned", "free"]
+    assert phases[1].set == {"task.caption": True}
 
 
 def test_a_typed_option_wins_over_both_sizes() -> None:

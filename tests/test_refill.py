@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from transformers import set_seed
 
 from mmreason.errors import ConfigError
 from mmreason.objectives.settings import check_objective
+from mmreason.reward_kit.composition import Condition
 from mmreason.run_records import read_metrics, read_rollouts
 from mmreason.train.checkpoints import find_checkpoint
 from mmreason.train.grpo import MMReasonGRPOTrainer
-from mmreason.train.refill import FIRST_REFILL_POSITION, joined_outputs
+from mmreason.train.refill import FIRST_REFILL_POSITION, _Round, joined_outputs
 
 #: Completions of prompts with an odd number, or of any, are all worth the same.
 REWARDS = '''
@@ -81,6 +83,7 @@ def test_groups_without_spread_are_replaced(make: Callable[..., MMReasonGRPOTrai
     groups = {(line["step"], line["group"]) for line in written}
     assert any(group >= FIRST_REFILL_POSITION for _, group in groups)
     assert all(group % 2 == 0 for _, group in groups)
+    assert len({group for _, group in groups}) == len(groups) == 2 * 4, "no prompt twice"
     by_group: dict[Any, list[dict[str, Any]]] = {}
     for line in written:
         by_group.setdefault((line["step"], line["group"]), []).append(line)
@@ -107,6 +110,7 @@ def test_replaced_groups_are_scored_over_their_own_prompts(make: Callable[..., M
     trainer.model.train()
     torch.manual_seed(1)
     batch = trainer._generate_and_score_completions([{"position": p} for p in range(4) for _ in range(4)])
+    assert batch["num_items_in_batch"] == batch["completion_mask"].sum()
     with torch.no_grad():
         told, _ = trainer._log_probs(trainer.model, batch)
     prepared = [trainer.rows.prepared(rollout.group) for rollout in trainer.last_rollouts]
@@ -126,6 +130,22 @@ def test_replaced_groups_are_scored_over_their_own_prompts(make: Callable[..., M
             ).logits
         expected = logits[0, length - 1 : -1].log_softmax(-1).gather(1, torch.tensor(ids).unsqueeze(1))[:, 0]
         assert torch.allclose(told[row, : len(ids)], expected, atol=1e-4)
+
+
+def test_what_teaches_is_a_matter_of_totals_or_of_being_correct(make: Callable[..., MMReasonGRPOTrainer]) -> None:
+    trainer = make(reward="same", rollout={"refill_by": "correct"})
+    trainer.correct = Condition.parse("vowels > 0.5")
+    row = trainer.policy.rollout(trainer.rows.prepared(0).row, 0, [], trainer.rows.prepared(0).geometry, 1)
+    vowels = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.6, 1.0, 0.6, 1.0])
+    values = torch.stack([vowels if name == "vowels" else 1 - vowels for name in trainer.reward_func_names], dim=1)
+    found = _Round({}, [replace(row, group=7 + n // 4) for n in range(8)], values, torch.arange(8.0))
+    assert trainer._informative(found).tolist() == [True] * 4 + [False] * 4
+    equal = replace(found, total=torch.ones(8))
+    assert trainer._informative(equal).tolist() == [True] * 4 + [False] * 4
+    rollout = trainer.run_config.rollout.model_copy(update={"refill_by": "total"})
+    trainer.run_config = trainer.run_config.model_copy(update={"rollout": rollout})
+    assert trainer._informative(found).all()
+    assert not trainer._informative(equal).any()
 
 
 def test_a_continued_run_draws_the_same_prompts(make: Callable[..., MMReasonGRPOTrainer]) -> None:
@@ -183,6 +203,7 @@ def test_replayed_completions_keep_the_log_probs_they_were_sampled_with(
     with torch.no_grad():
         now, _ = trainer._log_probs(trainer.model, second)
     mask = second["completion_mask"].bool()
+    assert second["num_items_in_batch"] == mask.sum()
     apart = (now - second["old_per_token_logps"]).abs()
     replayed = torch.tensor([rollout.group < 4 for rollout in trainer.last_rollouts])
     assert replayed.sum() == 8
@@ -247,6 +268,7 @@ def test_joining_pads_prompts_left_and_completions_right() -> None:
         ({"rollout": {"refill_rounds": 2, "refill_by": "correct"}}, r"set reward\.correct"),
         ({"rollout": {"refill_rounds": 2}, "policy": {"prompt_once": "off"}}, "needs shared prompts"),
         ({"rollout": {"refill_rounds": 2}, "objective": {"scale_rewards": "batch"}}, "another number"),
+        ({"rollout": {"replay_groups": 2}, "objective": {"scale_rewards": "batch"}}, "replayed from by another number"),
     ],
 )
 def test_contradictions_are_refused(sections: dict[str, Any], message: str, make_config: Callable[..., Any]) -> None:

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -318,10 +319,16 @@ def by_progress(answer: str | None, target: Target, progress: float) -> float | 
     return None if value is None else value / progress if progress < 1.0 else value
 
 
+def meddling(answer: str | None, target: dict[str, Any]) -> float | None:
+    target.pop("choices", None)
+    return exactly(answer, target)
+
+
 @pytest.mark.parametrize(
     ("function", "settings", "caught"),
     [
         (exactly, {}, set()),
+        (meddling, {}, {"inputs"}),
         (noisy, {}, {"deterministic", "order"}),
         (stateful, {}, {"deterministic"}),
         (too_much, {}, {"range"}),
@@ -361,6 +368,15 @@ def test_a_slow_reward_is_caught(check: Callable[..., Report], monkeypatch: pyte
     assert failed(check(exactly)) == {"time"}
 
 
+def test_waiting_is_time_too(check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch) -> None:
+    def waiting(answer: str | None, target: Target) -> float | None:
+        time.sleep(0.002)
+        return exactly(answer, target)
+
+    monkeypatch.setattr("mmreason.reward_kit.check._MAX_ITEM_S", 0.002)
+    assert "time" in failed(check(waiting))
+
+
 # Hostile text
 
 
@@ -372,14 +388,37 @@ def exponential(answer: str | None) -> float:
     return float(bool(re.fullmatch(r"(a|a)*b", answer or "")))
 
 
-@pytest.mark.parametrize("function", [quadratic, exponential])
+def searching(answer: str | None) -> float:
+    seen: list[str] = []
+    for word in (answer or "").split():
+        seen += [] if word in seen else [word]
+    return min(1.0, len(seen) / 9)
+
+
+def copying_lines(answer: str | None) -> float:
+    lines: tuple[str, ...] = ()
+    for line in (answer or "").split("\n"):
+        lines = (*lines, line)
+    return min(1.0, len(lines) / 9)
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (quadratic, "'a' repeated"),
+        (exponential, "'a' repeated"),
+        (searching, "different words"),
+        (copying_lines, r"'\n' repeated as the answer"),
+    ],
+)
 def test_time_that_grows_faster_than_the_text_is_caught_in_time(
-    check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any]
+    check: Callable[..., Report], monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], what: str
 ) -> None:
+    monkeypatch.setattr("mmreason.reward_kit.bench.LONGEST_TEXT", 100_000)
     monkeypatch.setattr("mmreason.reward_kit.bench.MAX_HOSTILE_S", 0.05)
     report = check(function)
     finding = next(finding for finding in report.failures if finding.check == "hostile")
-    assert "'a' repeated" in finding.problem
+    assert what in finding.problem
 
 
 def test_texts_grow_slowly_where_time_does_not() -> None:
@@ -412,6 +451,18 @@ def brevity(num_tokens: list[int], correct: list[bool | None]) -> list[float | N
         None if flag is None else (longest - own) / (longest - shortest + 1)
         for own, flag in zip(num_tokens, correct, strict=True)
     ]
+
+
+def first_wins(answer: list[str | None], target: list[Target]) -> list[float | None]:
+    values = [exactly(*pair) for pair in zip(answer, target, strict=True)]
+    return [None if value is None else value / (1 + place) for place, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("decorator", [group_reward, batch_reward])
+def test_equal_completions_must_be_worth_the_same(check: Callable[..., Report], decorator: Callable[..., Any]) -> None:
+    report = check(first_wins, decorator)
+    finding = next(finding for finding in report.failures if finding.check == "order")
+    assert "for the same completion twice" in finding.problem
 
 
 def test_group_rewards_are_told_what_is_right_by_another(check: Callable[..., Report]) -> None:

@@ -362,6 +362,10 @@ def test_async_rewards_run_side_by_side_within_the_bound(add: Callable[..., str]
     assert len(loops) == 1
 
 
+class Panic(BaseException):
+    """What a library in Rust raises where it panics."""
+
+
 async def misbehaves(answer: str) -> float:
     """Ends in many ways."""
     if answer == "slow":
@@ -374,6 +378,8 @@ async def misbehaves(answer: str) -> float:
         raise asyncio.CancelledError
     if answer == "leave":
         raise SystemExit(3)
+    if answer == "panic":
+        raise Panic("at library.rs:7")
     if answer == "interrupt":
         raise KeyboardInterrupt
     if answer == "block":
@@ -395,6 +401,7 @@ async def misbehaves(answer: str) -> float:
         ("timeout", "exception", "of its own"),
         ("cancelled", "exception", "CancelledError"),
         ("leave", "exception", "SystemExit"),
+        ("panic", "exception", "at library.rs:7"),
         ("interrupt", "exception", "KeyboardInterrupt"),
         ("stubborn", "deadline", "blocks the event loop"),
     ],
@@ -409,6 +416,18 @@ def test_an_async_call_that_misbehaves_costs_its_own_value(
     assert dict(table.failures) == {(name, kind): 1}
     assert words in table.first_traceback[name]
     assert runner.score([rollout("ok")]).values[0, 0] == 0.5
+
+
+def test_a_panic_in_a_plain_reward_costs_its_own_value(add: Callable[..., str]) -> None:
+    def panics(answer: str) -> float:
+        if answer == "panic":
+            raise Panic("at library.rs:7")
+        return 0.5
+
+    name = add(panics)
+    table = async_runner(name).score([rollout("ok"), rollout("panic"), rollout("ok")])
+    np.testing.assert_array_equal(table.values[:, 0], [0.5, np.nan, 0.5])
+    assert table.failures == {(name, "exception"): 1}
 
 
 def test_a_blocked_event_loop_is_abandoned(add: Callable[..., str]) -> None:

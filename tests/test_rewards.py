@@ -20,6 +20,7 @@ from mmreason.config.schema import RewardConfig
 from mmreason.errors import RewardFailure
 from mmreason.records import ImageGeometry, Rollout, Row
 from mmreason.rewards.exact import normalise
+from mmreason.rewards.set_match import items_of
 from mmreason.scoring import REWARDS, RewardRunner
 from mmreason.text import extract_answer
 
@@ -316,6 +317,11 @@ def test_normalise_is_idempotent_and_ignores_case_and_spacing(text: str) -> None
 )
 def test_set_match(answer: str, target: dict[str, Any], value: float) -> None:
     assert score("set_match", answered(answer), target) == pytest.approx(value)
+
+
+def test_items_are_counted_after_they_are_normalised() -> None:
+    assert items_of(["A, a.;b,,  ;", "a"]) == {"a": 3, "b": 1}
+    assert not items_of(["," * 100_000])
 
 
 def test_set_match_needs_an_answer_block_and_a_target() -> None:

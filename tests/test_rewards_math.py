@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from reward_calls import PIECES, hacked, made_rollout
 
+from mmreason.config.schema import RewardConfig
 from mmreason.errors import PluginError
 from mmreason.rewards.maths import _math_verify, is_too_costly, math_reward
-from mmreason.scoring import REWARDS
+from mmreason.scoring import REWARDS, RewardRunner
 
 #: A hang guard for work in a child process, far above what it takes.
 DEADLINE_S = 200.0
@@ -264,6 +265,15 @@ def in_a_child(texts: list[str], wanted: list[str]) -> list[float]:
 def test_512_hostile_answers_do_not_keep_a_process_busy() -> None:
     answers = [f"{tower} {index}" for index, tower in zip(range(512), itertools.cycle(TOWERS), strict=False)]
     assert in_a_child(answers, ["5"]) == [0.0] * 512
+
+
+def test_512_hostile_answers_cost_a_run_no_call() -> None:
+    answers = [f"<answer>{tower} {index}</answer>" for index, tower in zip(range(512), itertools.cycle(TOWERS))]
+    table = RewardRunner(RewardConfig.model_validate({"math": {}, "workers": 1})).score(
+        [made_rollout(answer, {"answer": "5"}) for answer in answers]
+    )
+    assert not table.failures
+    assert table.total.tolist() == [0.0] * 512
 
 
 def test_math_survives_hostile_text() -> None:

@@ -1,1 +1,1 @@
-"""Visual tools: functions that look at or draw on pictures (today `mmreason.tools.draw`)."""
+"""Visual tools, one file each: functions that look at or draw on pictures. `mmreason.agent.tools` says what a tool is."""

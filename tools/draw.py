@@ -49,17 +49,17 @@ def draw_boxes(
         raise BoxError(f"boxes to draw must be in original_px of the picture, not {boxes.frame.value}: use .to()")
     canvas = _on_white(image)
     pen = ImageDraw.Draw(canvas)
-    width = max(1, round(max(canvas.size) / 150))
+    width = line_width(canvas.size)
     placed = [_inside(box, canvas.size, width) for box in boxes.ordered().xyxy.tolist()]
     for corners in placed:
         if dashed:
             _dashed_outline(pen, corners, color, width)
         else:
             pen.rectangle(corners, outline=color, width=width)
-    font = _font(max(9, round(max(canvas.size) / 24)))
+    font = font_for(canvas.size)
     for corners, label in zip(placed, labels, strict=False):  # after all outlines, so that none crosses a text
         if label:
-            _plate(pen, corners, label, color, font, canvas.size)
+            plate(pen, corners, label, color, font, canvas.size)
     return canvas
 
 
@@ -69,6 +69,16 @@ def _on_white(image: Image.Image) -> Image.Image:
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def line_width(size: tuple[int, int]) -> int:
+    """Width of lines in a picture of this size, in pixels."""
+    return max(1, round(max(size) / 150))
+
+
+def font_for(size: tuple[int, int]) -> Font:
+    """The font for a picture of this size: the one that Pillow brings along, the same on every machine."""
+    return _font(max(9, round(max(size) / 24)))
 
 
 @lru_cache(maxsize=16)
@@ -105,7 +115,7 @@ def _dashes(start: Point, end: Point, dash_px: float) -> Iterator[tuple[Point, P
         yield along(index / count), along((index + 1) / count)
 
 
-def _plate(
+def plate(
     pen: ImageDraw.ImageDraw, corners: Corners, label: str, color: str, font: Font, size: tuple[int, int]
 ) -> None:
     """Text on a plate of the box's colour, above the box or, where there is no room, inside it."""

@@ -479,6 +479,10 @@ def _disagreements(config: RunConfig) -> list[str]:
 
         problems += objective_problems(config)
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
+    if config.agent.enabled:
+        from mmreason.agent.checks import agent_problems
+
+        problems += agent_problems(config)
     if config.command == "dpo" and config.data.caption_column is not None:
         problems.append("data.caption_column: pairs hold the prompts that they were sampled for; leave it out")
     if config.command == "dpo" and config.data.path is None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mmreason.config.agent_section import AgentConfig
 from mmreason.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section, Share
 from mmreason.config.data_sections import (
     AugmentConfig,
@@ -338,6 +339,7 @@ class RunConfig(Section):
     curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    agent: AgentConfig = Field(default_factory=AgentConfig)
 
     @property
     def total_steps(self) -> int:

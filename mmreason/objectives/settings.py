@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmreason.config.schema import ObjectiveConfig, RunConfig
+from mmreason.config.schema import ObjectiveConfig, RunConfig, TrpaConfig
 from mmreason.errors import ConfigError, MMReasonError
 from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec, LossTermSpec, load_objective_files
 from mmreason.registry import did_you_mean
@@ -80,8 +80,18 @@ def objective_problems(config: RunConfig) -> list[str]:
     problems += [problem for one in transforms for problem in _advantage_problems(config, one)]
     if config.objective.loss_type == "trpa":
         problems += _trpa_problems(config)
+    elif config.objective.trpa != TrpaConfig():
+        problems.append(
+            f"objective.trpa changes nothing while objective.loss_type={config.objective.loss_type}: set "
+            "objective=trpa, or leave it out"
+        )
     if config.objective.loss_type in OWN_LOSSES:
         problems += _ignored_by_own_loss(config.objective)
+        problems += [
+            f"objective.advantages.{one.spec.name} changes nothing: objective.loss_type={config.objective.loss_type} "
+            "uses no advantages; leave it out"
+            for one in transforms
+        ]
     problems += _refill_problems(config)
     if config.objective.beta_schedule != "constant" and config.objective.beta == 0:
         problems.append(
@@ -104,7 +114,24 @@ def _term_problems(config: RunConfig, term: ActiveTerm) -> list[str]:
         problems.append(f"{where} compares with the reference model, which is loaded for objective.beta > 0 only")
     if {"correct", "correct_mean"} & set(term.spec.needs) and config.reward.correct is None:
         problems.append(f"{where} must know what is correct: set reward.correct, such as reward.correct='exact > 0.5'")
+    if MASKED_NEEDS & set(term.spec.needs) and term.options.coefficient > 0 and _shows_nothing(config):
+        problems.append(
+            f"{where} compares with masked images, and the questions of task={config.task.name} have none: leave the "
+            "term out, or set its coefficient to 0 here"
+        )
     return problems
+
+
+def _shows_nothing(config: RunConfig) -> bool:
+    """Whether the rows come from a task without images; what is wrong with the task itself is told elsewhere."""
+    from mmreason.data.base import build_task
+
+    if config.data.path is not None:
+        return False
+    try:
+        return not build_task(config.task, config.seed).row(0).images
+    except MMReasonError:
+        return False
 
 
 def _advantage_problems(config: RunConfig, transform: ActiveAdvantage) -> list[str]:
@@ -119,6 +146,11 @@ def _advantage_problems(config: RunConfig, transform: ActiveAdvantage) -> list[s
             f"{where}.reward={named}: no reward '{named}' in this run.{did_you_mean(named, active)} "
             f"In the run: {', '.join(active)}"
         )
+    if transform.spec.name in ("pass_rate_weight", "pass_rate_band"):
+        low, high = transform.own["low"], transform.own["high"]
+        # A curve may be flat; a band without width holds no group.
+        if low > high or (low == high and transform.spec.name == "pass_rate_band"):
+            problems.append(f"{where}: low={low:g} must be below high={high:g}")
     return problems
 
 
@@ -132,9 +164,10 @@ def _refill_problems(config: RunConfig) -> list[str]:
         )
     if chooses and rollout.refill_by == "correct" and config.reward.correct is None:
         problems.append("rollout.refill_by=correct: set reward.correct, such as reward.correct='exact > 0.5'")
-    if rollout.refill_rounds and config.objective.scale_rewards == "batch":
+    if chooses and config.objective.scale_rewards == "batch":
+        kind = "each refill round" if rollout.refill_rounds else "each step that they are replayed from"
         problems.append(
-            "objective.scale_rewards=batch would divide the groups of each refill round by another number: use group or none"
+            f"objective.scale_rewards=batch would divide the groups of {kind} by another number: use group or none"
         )
     if chooses and config.policy.prompt_once == "off":
         option = "refill_rounds" if rollout.refill_rounds else "replay_groups"
@@ -170,7 +203,9 @@ def _trpa_problems(config: RunConfig) -> list[str]:
 def _ignored_by_own_loss(objective: ObjectiveConfig) -> list[str]:
     """Options of TRL's losses that the chosen one does not read."""
     defaults = ObjectiveConfig()
-    read_by_trl = ("beta", "epsilon_high", "delta", "importance_sampling", "top_entropy_quantile")
+    read_by_trl = (
+        "beta", "epsilon", "epsilon_high", "delta", "scale_rewards", "importance_sampling", "top_entropy_quantile",
+    )  # fmt: skip
     changed = [name for name in read_by_trl if getattr(objective, name) != getattr(defaults, name)]
     if not changed:
         return []

@@ -87,7 +87,7 @@ def dataset_weight(
     advantages: FloatArray,
     dataset: Sequence[str],
     *,
-    weights: dict[str, float] = {},  # noqa: B006 - pydantic copies it
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {},  # noqa: B006 - pydantic copies it
     default: Annotated[float, Field(ge=0.0)] = 1.0,
 ) -> FloatArray:
     """Advantages times the weight of the row's data set.

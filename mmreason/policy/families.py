@@ -44,6 +44,15 @@ class Family:
         """Both sides of a resized image are multiples of this."""
         return self.patch_size * self.merge_size
 
+    @property
+    def coordinates(self) -> str:
+        """A sentence for prompts that says what the numbers of boxes and points count."""
+        if self.box_frame is Frame.resized_px:
+            return "Boxes and points are in pixels of the picture that they are in."
+        if self.box_frame is Frame.relative_1000:
+            return "Boxes and points are numbers from 0 to 1000, relative to the picture that they are in."
+        raise ModelError(f"family {self.model_type}: no wording for places in frame {self.box_frame.value}")
+
     def box_hint(self, names_image: bool = False) -> str:
         """A sentence for prompts that says how to write a box in this family's frame.
 

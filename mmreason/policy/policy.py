@@ -28,12 +28,13 @@ from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
 from mmreason.policy.tiny import TINY_VLM_DIR, build_model, build_processor
 from mmreason.prompt_boxes import with_boxes_written
-from mmreason.records import ImageGeometry, Message, Rollout, Row
+from mmreason.records import ImageGeometry, ImageSource, Message, Rollout, Row
 from mmreason.text import extract_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+    from mmreason.agent.loop import Trajectory
     from mmreason.prompt_once.sharing import Sharing
 
 
@@ -174,7 +175,7 @@ class Policy:
 
     # ------------------------------------------------------------------ images and prompts
 
-    def geometry_of(self, size: tuple[int, int]) -> ImageGeometry:
+    def geometry_of(self, size: tuple[int, int], max_pixels: int | None = None) -> ImageGeometry:
         """How an image of `size` (width, height) will be seen; the same rule as the family's processor.
 
         The rule is applied until it changes nothing more, so that the processor finds nothing left to resize.
@@ -183,25 +184,31 @@ class Policy:
             ImageError: the picture is so narrow, and the pixel budget so tight, that no size satisfies both.
         """
         height, width = size[1], size[0]
+        most = self.config.max_pixels if max_pixels is None else min(max_pixels, self.config.max_pixels)
         for _ in range(4):
             seen = smart_resize(
                 height,
                 width,
                 factor=self.family.grid_px,
                 min_pixels=self.config.min_pixels,
-                max_pixels=self.config.max_pixels,
+                max_pixels=most,
             )
             if seen == (height, width):
                 return ImageGeometry(size, (width, height), self.family.patch_size, self.family.merge_size)
             height, width = seen
         raise ImageError(
             f"an image of {size[0]} × {size[1]} px fits no size between model.min_pixels={self.config.min_pixels} and "
-            f"model.max_pixels={self.config.max_pixels}: widen the pixel budget, or pad the image"
+            f"max_pixels={most}: widen the pixel budget, or pad the image"
         )
 
-    def prepare_image(self, image: Image.Image) -> tuple[Image.Image, ImageGeometry]:
-        """Resize once to the patch grid; the processor then finds nothing left to resize."""
-        geometry = self.geometry_of(image.size)
+    def prepare_image(self, image: Image.Image, max_pixels: int | None = None) -> tuple[Image.Image, ImageGeometry]:
+        """Resize once to the patch grid; the processor then finds nothing left to resize.
+
+        Args:
+            image: the picture.
+            max_pixels: a tighter budget than `model.max_pixels`; None = that one.
+        """
+        geometry = self.geometry_of(image.size, max_pixels)
         if geometry.model_size != image.size:
             image = image.resize(geometry.model_size, Image.Resampling.BICUBIC)
         return image, geometry
@@ -246,15 +253,7 @@ class Policy:
 
     def open_images(self, row: Row, loader: ImageLoader | None = None) -> list[Image.Image]:
         """The row's pictures; paths are opened by `loader` and by nothing else."""
-        pictures = []
-        for image in row.images:
-            if isinstance(image, Image.Image):
-                pictures.append(image)
-            elif loader is None:
-                raise DataError(f"row {row.id}: image '{image}' is a path, and no image loader was given to open it")
-            else:
-                pictures.append(loader.open(image))
-        return pictures
+        return [open_image(image, loader, row.id) for image in row.images]
 
     def render(self, messages: Sequence[Message]) -> str:
         """Chat text that ends where the model begins to write."""
@@ -365,7 +364,7 @@ class Policy:
         self, row: Row, group: int, token_ids: Sequence[int], geometry: tuple[ImageGeometry, ...], step: int = 0
     ) -> Rollout:
         """Make the record of one completion."""
-        text = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        text = self.text_of(token_ids)
         stopped = bool(token_ids) and token_ids[-1] in self.stop_token_ids
         return Rollout(
             row=row,
@@ -378,6 +377,29 @@ class Policy:
             geometry=geometry,
             box_frame=self.family.box_frame.value,
             step=step,
+        )
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """What tokens say, without special ones."""
+        text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        return text
+
+    def episode_rollout(self, prepared: Prepared, group: int, trajectory: Trajectory, step: int = 0) -> Rollout:
+        """Make the record of one episode with tools."""
+        episode = trajectory.episode
+        return Rollout(
+            row=prepared.row,
+            group=group,
+            token_ids=trajectory.ids,
+            text="\n".join(trajectory.texts),
+            answer=episode.answer,
+            num_tokens=trajectory.num_sampled,
+            stop_reason=trajectory.stop.value if trajectory.stop.over_budget else "stop",
+            geometry=prepared.geometry,
+            box_frame=self.family.box_frame.value,
+            step=step,
+            turns=tuple(episode.turns),
+            owner=trajectory.owner,
         )
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -394,6 +416,15 @@ class Policy:
             model = copy.deepcopy(model).to(dtype)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def open_image(image: ImageSource, loader: ImageLoader | None, row_id: str) -> Image.Image:
+    """A picture in memory, or what the loader makes of a path; raises `DataError` without a loader."""
+    if isinstance(image, Image.Image):
+        return image
+    if loader is None:
+        raise DataError(f"row {row_id}: image '{image}' is a path, and no image loader was given to open it")
+    return loader.open(image)
 
 
 def resolve_source(name: str) -> str:

@@ -127,7 +127,9 @@ async def _outcomes(call: Call) -> list[Outcome]:
         if task is not None and task.cancelling():
             raise  # the batch is over
         return [raised()] * call.members
-    except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001 - the reward boundary; a real Ctrl-C comes to the main thread
+    except GeneratorExit:
+        raise  # the loop is closed
+    except BaseException:  # noqa: BLE001 - the reward boundary; a real Ctrl-C comes to the main thread
         if limit.expired():
             return failed(call.spec, "deadline", f"was stopped at its deadline of {call.deadline_s:g} s", call.members)
         return [raised()] * call.members

@@ -9,7 +9,9 @@ Shapes: N cases.
 
 from __future__ import annotations
 
+import copy
 import math
+import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from mmreason.judge.service import JudgeService
 from mmreason.records import Rollout, Row
 from mmreason.reward_kit.examples import Example, judge_script
 from mmreason.reward_kit.play import played
-from mmreason.reward_kit.probes import HOSTILE, LONGEST_TEXT, as_completion, hostile_text
+from mmreason.reward_kit.probes import HOSTILE, LONGEST_TEXT, as_completion, hostile_text, told
 from mmreason.reward_kit.spec import REWARDS, SHAPERS
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.text import extract_answer
@@ -157,6 +159,20 @@ class Bench:
                 scores.append(self._alone(case) if failed else Score(None))
         return scores
 
+    def twins(self, case: Case) -> list[float]:
+        """Values of a completion that stands twice in its group, and of no other one there; NaN = does not apply."""
+        self_and_beside = self._rollouts(case, 0)
+        group = self_and_beside[-1].group
+        rollouts = [rollout for rollout in self_and_beside if rollout.group != group] + self_and_beside[-1:] * 2
+        return [float(value) for value in self._table(rollouts).column(self.spec.name)[-2:]]
+
+    def alters(self, case: Case) -> bool:
+        """Whether scoring a case changes its target, its columns or its turns."""
+        rollouts = self._rollouts(case, 0)
+        before = copy.deepcopy(rollouts)
+        self._table(rollouts)
+        return rollouts != before
+
     def rollout(self, case: Case) -> Rollout:
         """The rollout of a case."""
         return self._rollouts(case, 0)[-1]
@@ -197,15 +213,20 @@ class Bench:
 
     # ------------------------------------------------------------------ time
 
-    def time(self, case: Case) -> tuple[Score, float]:
-        """Score a case by itself; also the seconds that it took."""
+    def time(self, case: Case, *, with_waiting: bool = False) -> tuple[Score, float]:
+        """Score a case by itself; also the seconds that it took.
+
+        Args:
+            case: what to score.
+            with_waiting: for a plain reward, count the time in which it sleeps or waits for others too.
+        """
         rollouts = self._rollouts(case, 0)
-        wall, processor = time.perf_counter(), time.process_time()
+        wall, processor, waits = time.perf_counter(), time.process_time(), _times_waited()
         table = self._table(rollouts)
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
         # Processor time leaves out what else the machine does; what waits for others is seen on the clock only.
-        seconds = wall if self.spec.has_deadline else min(wall, processor)
-        return self._last(table), seconds
+        on_clock = self.spec.has_deadline or (with_waiting and _times_waited() > waits)
+        return self._last(table), wall if on_clock else min(wall, processor)
 
     def hostile(self, example: Example) -> Iterator[Timing]:
         """The slowest that each kind of hostile text was, up to a megabyte.
@@ -218,11 +239,10 @@ class Bench:
 
     def _climb(self, example: Example, piece: str, form: str) -> Timing:
         size, before = (LONGEST_TEXT if self.spec.has_deadline else _SHORTEST_HOSTILE), None
-        what = f"{piece!r} repeated" + ("" if form == "{}" else " as the answer")
         while True:
             text = hostile_text(piece, form, size)
             score, seconds = self.time(Case(example, text))
-            timing = Timing(what, len(text), seconds, score.failure)
+            timing = Timing(told(piece, form), len(text), seconds, score.failure)
             if size >= LONGEST_TEXT or timing.took_too_long:
                 return timing
             size, before = _next_size(size, seconds, before), (size, seconds)
@@ -230,9 +250,13 @@ class Bench:
 
 def _group(example: Example, texts: Sequence[str], number: int, blind: bool = False) -> list[Rollout]:
     """Completions of an example as the group of that number."""
-    target = example.blind_target if blind else example.target
+    # A copy each: what a reward changes in one must be found there, and nowhere else.
+    targets = [copy.deepcopy(dict(example.blind_target if blind else example.target)) for _ in texts]
     message = {"role": "user", "content": [{"type": "text", "text": example.question}]}
-    row = Row(f"{example.name}/{number}", (message,), (), target, "reward check", example.columns)
+    rows = [
+        Row(f"{example.name}/{number}", (message,), (), target, "reward check", copy.deepcopy(dict(example.columns)))
+        for target in targets
+    ]
     return [
         Rollout(
             row=row,
@@ -246,8 +270,13 @@ def _group(example: Example, texts: Sequence[str], number: int, blind: bool = Fa
             box_frame=example.box_frame,
             turns=played(text),
         )
-        for text in texts
+        for row, text in zip(rows, texts, strict=True)
     ]
+
+
+def _times_waited() -> int:
+    """How often this process has given the processor back by itself: to sleep, or to wait for something."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
 
 
 def _next_size(size: int, seconds: float, before: tuple[int, float] | None) -> int:

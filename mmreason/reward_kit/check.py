@@ -145,6 +145,7 @@ class _Examination:
         again = self.notes.sample()
         yield self._deterministic(again)
         yield from self._order_and_time(again)
+        yield self._inputs(again)
         yield self._over_training(again)
         yield self._pickles()
         # After everything that was scored.
@@ -327,10 +328,11 @@ class _Examination:
     def _order_and_time(self, again: list[Case]) -> list[Finding]:
         """One by one, backwards, and as one batch in another order; the first also gives the time of an item."""
         bench = self.bench.fresh()
-        timed = [bench.time(case) for case in reversed(again)]
+        timed = [bench.time(case, with_waiting=True) for case in reversed(again)]
         problems = self._changes(again, [score for score, _ in reversed(timed)])
         backwards = bench.score(list(reversed(again)))
         problems += self._changes(again, list(reversed(backwards)))
+        problems += self._twins(again) if self.bench.spec.per != "rollout" else []
         order = _judged("order", problems, f"{len(again)} completions alone, and backwards")
         seconds = [taken for _, taken in timed]
         if not seconds:
@@ -339,6 +341,21 @@ class _Examination:
         slow = median > _MAX_ITEM_S and not self.bench.spec.has_deadline
         seen = f"median {duration(median)}, longest {duration(max(seconds))}"
         return [order, _judged("time", [f"{duration(median)} for one completion"] if slow else [], seen)]
+
+    def _twins(self, cases: Sequence[Case]) -> list[str]:
+        """Of a group or batch reward: cases that are worth something else as first than as second."""
+        self.notes.num_scored += 2 * len(cases)
+        pairs = [(case, *self.bench.twins(case)) for case in cases]
+        return [
+            f"row '{case.example.name}': {first:.6g} and {second:.6g} for the same completion twice: {quoted(case.text)}"
+            for case, first, second in pairs
+            if first != second and not (math.isnan(first) and math.isnan(second))
+        ]
+
+    def _inputs(self, again: list[Case]) -> Finding:
+        self.notes.num_scored += len(again)
+        problems = [f"row '{case.example.name}', {quoted(case.text)}" for case in again if self.bench.alters(case)]
+        return _judged("inputs", problems, f"{len(again)} completions: target, columns and turns as before")
 
     def _changes(self, cases: Sequence[Case], scores: Sequence[Score]) -> list[str]:
         """Cases that are not worth what they were before."""

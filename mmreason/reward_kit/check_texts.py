@@ -26,6 +26,7 @@ CHECKS: Mapping[str, str] = {
     "unicode": "strange unicode",
     "deterministic": "deterministic",
     "order": "independent of batch and order",
+    "inputs": "changes nothing that it is given",
     "training": "fails at no point of the training",
     "pickles": "pickles",
     "time": "time for a completion",
@@ -115,7 +116,12 @@ MEANINGS: Mapping[str, str] = {
     ),
     "order": (
         "The value depends on what else is scored, or in which order. Saved runs cannot be scored again, and several "
-        "processes disagree. Keep no state between calls; what compares completions is a @group_reward."
+        "processes disagree. Keep no state between calls; what compares completions is a @group_reward, and there equal "
+        "completions are worth the same, wherever they stand."
+    ),
+    "inputs": (
+        "Target, columns and turns are shared: the other rewards of the run, and the next epoch, find what this one has left "
+        "there. Copy what you change: dict(target), sorted(list) instead of list.sort()."
     ),
     "training": "It fails at another progress of the training than the end. Expect 0..1.",
     "pickles": (

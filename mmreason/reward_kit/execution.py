@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from mmreason.config.schema import RewardConfig
 from mmreason.reward_kit.async_calls import AsyncBatch, Duty, start_async
+from mmreason.reward_kit.isolated import RewardWork, sources_of
 from mmreason.reward_kit.outcome import Call, Outcome
-from mmreason.reward_kit.pool import WorkerPool, shared_pool, sources_of
+from mmreason.reward_kit.pool import WorkerPool, shared_pool
 from mmreason.reward_kit.spec import RewardSpec
 
 
@@ -27,9 +28,9 @@ class Executor:
     def __init__(self, config: RewardConfig, specs: Iterable[RewardSpec], duty: Duty | None = None) -> None:
         self.config = config
         self.duty = duty
-        self.pool: WorkerPool | None = None
+        self.pool: WorkerPool[Call, list[Outcome]] | None = None
         if isolated := [spec for spec in specs if spec.isolated]:
-            self.pool = shared_pool(sources_of(isolated), config.workers, config.worker_memory_mb)
+            self.pool = shared_pool(RewardWork(), sources_of(isolated), config.workers, config.worker_memory_mb)
             self.pool.start()
 
     def run(self, calls: Sequence[Call]) -> list[list[Outcome]]:

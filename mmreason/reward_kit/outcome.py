@@ -17,13 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from mmreason.reward_kit.spec import RewardResult, RewardSpec
+from mmreason.reward_kit.worker import MAX_TRACEBACK_CHARS
 
 FailureKind = Literal["exception", "not_a_number", "non_finite", "out_of_range", "wrong_length", "deadline", "crashed"]
 
 #: A value this far outside the declared range is rounding and is moved onto the bound.
 _RANGE_TOLERANCE = 1e-6
-#: Kept of a traceback, from its end: a message may quote megabytes of model text.
-MAX_TRACEBACK_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,12 @@ class Call:
 
 
 def guarded(spec: RewardSpec, call: Callable[[], object], members: int) -> list[Outcome]:
-    """The outcomes of a call, `[members]`; only interrupts and ends of the process pass through."""
+    """The outcomes of a call, `[members]`; only an interrupt passes through."""
     try:
         return judged(spec, call(), members)
-    except (Exception, SystemExit):  # noqa: BLE001 - the one boundary: a reward may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the one boundary: a library in Rust panics with one that is no `Exception`
         return [raised()] * members
 
 

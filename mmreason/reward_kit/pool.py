@@ -1,6 +1,6 @@
-"""Isolated rewards: a pool of child processes with a deadline for every call and one for the batch.
+"""Isolated plug-ins: a pool of child processes with a deadline for every call and one for the batch.
 
-What enters: calls. What leaves: their outcomes, in order, after a bounded time whatever the calls do: a call that
+What enters: calls. What leaves: what they came to, as their `Work` has it, in order, after a bounded time whatever the calls do: a call that
 overruns is killed with its process and counts as failed (`deadline`), one whose process dies as `crashed`. The pool
 works from any thread and touches no signal. How the children come and go: `mmreason.reward_kit.worker`. No torch.
 
@@ -22,23 +22,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from mmreason.plugin_functions import is_file_module
-from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, raised
-from mmreason.reward_kit.spec import RewardSpec
 from mmreason.reward_kit.worker import (
     ANSWER,
     COMMAND,
     END,
     FORK,
     KILL,
-    MAX_ANSWER_BYTES,
     MAX_CALL_BYTES,
+    MAX_WORD_BYTES,
     FrameReader,
     NurserySettings,
     Sources,
-    decode_answer,
-    encode_call,
     receive_exactly,
     receive_frame,
     send_frame,
@@ -46,10 +42,10 @@ from mmreason.reward_kit.worker import (
 
 #: The child's first words; the import path is the parent's, so that it finds the same modules.
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import mmreason.reward_kit.worker as w; w.main()"
-#: Seconds for importing the rewards' modules, and for the nursery to answer a command.
+#: Seconds for importing the plug-ins' modules, and for the nursery to answer a command.
 _START_LIMIT_S = 180.0
 _ANSWER_LIMIT_S = 30.0
-#: Workers where `reward.workers` leaves it open.
+#: Workers where the configuration leaves it open.
 _MOST_WORKERS = 8
 #: A worker that died while idle is not the next call's fault: that is sent again, this often at most.
 _SENDS = 2
@@ -59,32 +55,65 @@ class PoolLost(RuntimeError):
     """The nursery could not start or is gone; the message says why."""
 
 
-def sources_of(specs: Iterable[RewardSpec]) -> Sources:
-    """What a child has to import for these rewards."""
-    names, modules, files = [], [], []
-    for spec in specs:
-        module = spec.function.__module__
-        names.append(spec.name)
-        if is_file_module(module):
-            files.append(str(sys.modules[module].__file__))
-        else:
-            modules.append(module)
-    return Sources(tuple(names), tuple(dict.fromkeys(modules)), tuple(dict.fromkeys(files)))
+class HasDeadline(Protocol):
+    """A call."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that it may take."""
+        ...
+
+
+CallT = TypeVar("CallT", bound=HasDeadline)
+CallT_contra = TypeVar("CallT_contra", bound=HasDeadline, contravariant=True)
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Work(Protocol[CallT_contra, ResultT_co]):
+    """How calls of one kind are sent, and what comes of them; the other side is `mmreason.reward_kit.worker.ChildWork`.
+
+    Attributes:
+        max_answer_bytes: a child that sends more has crashed.
+        how_to_send_less: advice for a call that is too large.
+    """
+
+    max_answer_bytes: int
+    how_to_send_less: str
+
+    def encode(self, call: CallT_contra) -> bytes:
+        """A call as it goes to a worker; may raise whatever its arguments raise."""
+        ...
+
+    def decode(self, call: CallT_contra, content: bytes) -> ResultT_co:
+        """What a worker answered; never raises."""
+        ...
+
+    def failed(
+        self, call: CallT_contra, kind: Literal["exception", "deadline", "crashed"], explanation: str
+    ) -> ResultT_co:
+        """A call that was not made, or not to its end."""
+        ...
+
+    def raised(self, call: CallT_contra) -> ResultT_co:
+        """A call that cannot be sent because of the exception that is being handled."""
+        ...
 
 
 class _Worker:
     """One child process that makes one call at a time."""
 
-    def __init__(self, process: int, connection: socket.socket) -> None:
+    def __init__(self, process: int, connection: socket.socket, max_answer_bytes: int) -> None:
         self.process = process
         self.connection = connection
-        self.reader = FrameReader(MAX_ANSWER_BYTES)
+        self.reader = FrameReader(max_answer_bytes)
 
 
 class _Nursery:
     """The process that forks workers, seen from the training process."""
 
-    def __init__(self, sources: Sources, memory_mb: int) -> None:
+    def __init__(self, sources: Sources, memory_mb: int, max_answer_bytes: int) -> None:
+        self.max_answer_bytes = max_answer_bytes
         self.control, theirs = socket.socketpair()
         settings = NurserySettings(theirs.fileno(), os.getpid(), memory_mb, sources)
         path = [entry or os.getcwd() for entry in sys.path]
@@ -101,12 +130,12 @@ class _Nursery:
         self.is_ready = False
 
     def wait_ready(self) -> None:
-        """Wait until the rewards are imported; raises `PoolLost`."""
+        """Wait until the plug-ins are imported; raises `PoolLost`."""
         if self.is_ready:
             return
         self.control.settimeout(_START_LIMIT_S)
         try:
-            content = receive_frame(self.control, MAX_ANSWER_BYTES)
+            content = receive_frame(self.control, MAX_WORD_BYTES)
         except TimeoutError:
             raise PoolLost(f"could not be imported by a child process within {_START_LIMIT_S:g} s") from None
         if content is None:
@@ -122,7 +151,7 @@ class _Nursery:
         with theirs:
             try:
                 socket.send_fds(self.control, [COMMAND.pack(FORK, 0)], [theirs.fileno()])
-                return _Worker(self._answer(), ours)
+                return _Worker(self._answer(), ours, self.max_answer_bytes)
             except (OSError, PoolLost) as error:
                 ours.close()
                 raise PoolLost(f"its child processes are gone ({error})") from error
@@ -181,16 +210,18 @@ def _kill_orphan(worker: _Worker) -> None:
         return
 
 
-class WorkerPool:
-    """Child processes for some rewards; they start with the first batch (or `start`) and stay for the next ones.
+class WorkerPool(Generic[CallT, ResultT]):
+    """Child processes for some plug-ins; they start with the first batch (or `start`) and stay for the next ones.
 
     Args:
-        sources: the rewards, and what registers them.
+        work: how calls are sent and read.
+        sources: the plug-ins, and what registers them.
         num_workers: calls made at once; 0 = one per core, at most 8.
         memory_mb: address space of each worker.
     """
 
-    def __init__(self, sources: Sources, num_workers: int, memory_mb: int) -> None:
+    def __init__(self, work: Work[CallT, ResultT], sources: Sources, num_workers: int, memory_mb: int) -> None:
+        self.work = work
         self.sources = sources
         self.num_workers = num_workers or min(_MOST_WORKERS, _num_cores())
         self.memory_mb = memory_mb
@@ -200,24 +231,24 @@ class WorkerPool:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin to import the rewards in the background."""
+        """Begin to import the plug-ins in the background."""
         with self._lock:
             self._start()
 
     def _start(self) -> _Nursery:
         if self._nursery is None:
-            self._nursery = _Nursery(self.sources, self.memory_mb)
+            self._nursery = _Nursery(self.sources, self.memory_mb, self.work.max_answer_bytes)
         return self._nursery
 
-    def run(self, calls: Sequence[Call], batch_deadline_s: float) -> list[list[Outcome]]:
+    def run(self, calls: Sequence[CallT], batch_deadline_s: float) -> list[ResultT]:
         """Make calls; never raises because of one.
 
         Args:
-            calls: of isolated rewards.
+            calls: of isolated plug-ins.
             batch_deadline_s: seconds for all of them, from when the children have started up.
 
         Returns:
-            Outcomes of each call, one a member, in the order of the calls.
+            What each came to, in the order of the calls.
         """
         with self._lock:
             batch = _Batch(self, calls)
@@ -230,7 +261,7 @@ class WorkerPool:
             except BaseException:
                 self._close()  # an interrupt: what is under way belongs to nobody
                 raise
-            return batch.outcomes
+            return batch.results
 
     def take(self) -> _Worker | None:
         """An idle worker, or a new one if there may be one more."""
@@ -274,21 +305,22 @@ class WorkerPool:
             nursery.close(workers)
 
 
-class _Batch:
+class _Batch(Generic[CallT, ResultT]):
     """The calls of one batch while they are made."""
 
-    def __init__(self, pool: WorkerPool, calls: Sequence[Call]) -> None:
+    def __init__(self, pool: WorkerPool[CallT, ResultT], calls: Sequence[CallT]) -> None:
         self.pool = pool
+        self.work = pool.work
         self.calls = calls
-        self.found: list[list[Outcome] | None] = [None] * len(calls)
+        self.found: dict[int, ResultT] = {}  # index of a call -> what it came to
         self.sends = [0] * len(calls)
         self.waiting = deque(range(len(calls)))
         self.busy: dict[_Worker, tuple[int, float]] = {}  # worker -> its call, when that is overdue
         self.selector: selectors.BaseSelector
 
     @property
-    def outcomes(self) -> list[list[Outcome]]:
-        return [found for found in self.found if found is not None]
+    def results(self) -> list[ResultT]:
+        return [self.found[index] for index in range(len(self.calls))]
 
     def run(self, batch_deadline_s: float) -> None:
         until = time.monotonic() + batch_deadline_s
@@ -304,11 +336,11 @@ class _Batch:
                 if self.waiting and time.monotonic() >= until:
                     self.give_up("deadline", f"was not begun within the batch's {batch_deadline_s:g} s")
 
-    def give_up(self, kind: FailureKind, explanation: str) -> None:
+    def give_up(self, kind: Literal["deadline", "crashed"], explanation: str) -> None:
         """Count every call without an answer as failed."""
         for index, call in enumerate(self.calls):
-            if self.found[index] is None:
-                self.found[index] = failed(call.spec, kind, explanation, call.members)
+            if index not in self.found:
+                self.found[index] = self.work.failed(call, kind, explanation)
         self.waiting.clear()
 
     def _send(self, worker: _Worker, until: float) -> None:
@@ -330,23 +362,24 @@ class _Batch:
                 if self.sends[index] < _SENDS:
                     self.waiting.appendleft(index)
                 else:
-                    self.found[index] = failed(call.spec, "crashed", f"could not be sent: {error}", call.members)
+                    self.found[index] = self.work.failed(call, "crashed", f"could not be sent: {error}")
                 return
             self.busy[worker] = (index, min(overdue, until))
             self.selector.register(worker.connection, selectors.EVENT_READ, worker)
             return
         self.pool.give(worker)
 
-    def _encoded(self, index: int, call: Call) -> bytes | None:
+    def _encoded(self, index: int, call: CallT) -> bytes | None:
         """The call's message; without one, the outcome says why."""
         try:
-            content = encode_call(call)
-        except Exception:  # noqa: BLE001 - part of the reward boundary: pickling runs code of the arguments
-            self.found[index] = [raised()] * call.members
+            content = self.work.encode(call)
+        except Exception:  # noqa: BLE001 - part of the boundary: pickling runs code of the arguments
+            self.found[index] = self.work.raised(call)
             return None
         if len(content) > MAX_CALL_BYTES:
-            problem = f"has arguments of {len(content):,} bytes, more than {MAX_CALL_BYTES:,}: name less than `rollout`"
-            self.found[index] = failed(call.spec, "exception", problem, call.members)
+            size = f"{len(content):,} bytes, more than {MAX_CALL_BYTES:,}"
+            problem = f"has arguments of {size}: {self.work.how_to_send_less}"
+            self.found[index] = self.work.failed(call, "exception", problem)
             return None
         return content
 
@@ -358,11 +391,11 @@ class _Batch:
         except (OSError, EOFError, ValueError):
             self._release(worker)
             how = _how_it_died(self.pool.end(worker))
-            self.found[index] = failed(call.spec, "crashed", f"ended its process: {how}", call.members)
+            self.found[index] = self.work.failed(call, "crashed", f"ended its process: {how}")
             return
         if content is not None:
             self._release(worker)
-            self.found[index] = decode_answer(content)
+            self.found[index] = self.work.decode(self.calls[index], content)
             self.pool.give(worker)
 
     def _end_overdue(self, until: float) -> None:
@@ -373,7 +406,7 @@ class _Batch:
                 self._release(worker)
                 self.pool.kill(worker)
                 limit = "the deadline of the batch" if overdue >= until else f"its deadline of {call.deadline_s:g} s"
-                self.found[index] = failed(call.spec, "deadline", f"was stopped at {limit}", call.members)
+                self.found[index] = self.work.failed(call, "deadline", f"was stopped at {limit}")
 
     def _release(self, worker: _Worker) -> None:
         self.selector.unregister(worker.connection)
@@ -395,16 +428,18 @@ def _how_it_died(status: int) -> str:
 
 # ---------------------------------------------------------------------- pools of this process
 
-_pools: dict[tuple[int, Sources, int, int], WorkerPool] = {}
+_pools: dict[tuple[int, Sources, int, int], WorkerPool[Any, Any]] = {}
 _pools_lock = threading.Lock()
 
 
-def shared_pool(sources: Sources, num_workers: int, memory_mb: int) -> WorkerPool:
-    """The pool for these rewards in this process, made once: an evaluation uses that of the training."""
+def shared_pool(
+    work: Work[CallT, ResultT], sources: Sources, num_workers: int, memory_mb: int
+) -> WorkerPool[CallT, ResultT]:
+    """The pool for these plug-ins in this process, made once: an evaluation uses that of the training."""
     key = (os.getpid(), sources, num_workers, memory_mb)
     with _pools_lock:
         if key not in _pools:
-            _pools[key] = WorkerPool(sources, num_workers, memory_mb)
+            _pools[key] = WorkerPool(work, sources, num_workers, memory_mb)
         return _pools[key]
 
 

@@ -310,10 +310,18 @@ UNICODE = tuple(
     for text in (strange, completion(strange), completion("a", strange))
 )
 
+#: Longest answer block that is read as one.
+_LONGEST_ANSWER = 499_000
+LONGEST_TEXT = 1_000_000
+#: Words and list items that are all different, for what searches among those it has seen.
+DIFFERENT_WORDS = ", ".join(map(str, range(140_000)))
+
 #: Pieces that, repeated, make careless patterns and parsers slow.
 _HOSTILE_PIECES = (
     "a",
     " ",
+    "\n",
+    "<",
     "1,",
     "[1, 2, 3, 4] ",
     "[[",
@@ -321,15 +329,15 @@ _HOSTILE_PIECES = (
     "<answer>",
     "\\boxed{",
     "2^",
+    DIFFERENT_WORDS,
 )
-#: Longest answer block that is read as one.
-_LONGEST_ANSWER = 499_000
-LONGEST_TEXT = 1_000_000
-
 
 #: Kinds of hostile text: a piece, and what `{}` of it becomes the completion.
+#: White space at the ends of an answer is cut off, so something stands before it.
 HOSTILE: tuple[tuple[str, str], ...] = tuple(
-    (piece, form) for piece in _HOSTILE_PIECES for form in (("{}",) if "<" in piece else ("{}", "<answer>{}!</answer>"))
+    (piece, form)
+    for piece in _HOSTILE_PIECES
+    for form in (("{}",) if "<" in piece else ("{}", f"<answer>{'.' * piece.isspace()}{{}}!</answer>"))
 )
 
 
@@ -337,6 +345,12 @@ def hostile_text(piece: str, form: str, num_chars: int) -> str:
     """A completion of about `num_chars` characters (an answer of half a million at most) that is hard to read."""
     length = num_chars if form == "{}" else min(num_chars, _LONGEST_ANSWER)
     return form.replace("{}", _of_length(piece, length))
+
+
+def told(piece: str, form: str) -> str:
+    """What reports call a kind of hostile text."""
+    said = "different words" if piece == DIFFERENT_WORDS else f"{piece!r} repeated"
+    return said + ("" if form == "{}" else " as the answer")
 
 
 def _of_length(piece: str, num_chars: int) -> str:

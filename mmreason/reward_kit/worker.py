@@ -1,12 +1,13 @@
-"""The child side of isolated rewards: a nursery that imports the rewards once, and the workers that it forks.
+"""The child side of isolated plug-ins: a nursery that imports them once, and the workers that it forks.
 
-What enters: pickled calls from the training process, over socket pairs that it made. What leaves: outcomes as JSON. The
-nursery runs no reward itself, so it always answers: it forks a worker in milliseconds (imports are done), ends one, and
-ends all of them when the training process goes away, however that dies. No torch, unless a reward's own module imports it.
+What enters: pickled calls from the training process, over socket pairs that it made. What leaves: their answers, as the
+`ChildWork` writes them (rewards: `mmreason.reward_kit.isolated`; tools: `mmreason.agent.isolated`). The
+nursery runs no plug-in itself, so it always answers: it forks a worker in milliseconds (imports are done), ends one, and
+ends all of them when the training process goes away, however that dies. No torch, unless a plug-in's own module imports it.
 
 Pickle is used in one direction, between processes of one user: what a child sends back is never unpickled.
 
-    training process ──control──▶ nursery ──fork──▶ worker ◀──calls, outcomes── training process
+    training process ──control──▶ nursery ──fork──▶ worker ◀──calls, answers── training process
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import gc
 import importlib
 import json
 import os
-import pickle
 import resource
 import select
 import signal
@@ -25,10 +25,7 @@ import struct
 import sys
 import traceback
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
-
-from mmreason.reward_kit.outcome import MAX_TRACEBACK_CHARS, Call, Outcome, failed, raised
-from mmreason.reward_kit.spec import REWARDS, RewardSpec, load_reward_files
+from typing import NoReturn, Protocol, cast
 
 #: On the control socket: what to do and with which process. `FORK`, with a socket attached, is answered with a process
 #: id, `END` with how the process died (as `os.waitstatus_to_exitcode`); `KILL` is not answered, nor waited for.
@@ -37,9 +34,14 @@ ANSWER = struct.Struct("!q")
 FORK, END, KILL = b"F", b"E", b"K"
 
 _LENGTH = struct.Struct("!Q")
-#: Largest call and largest answer, in bytes.
+#: Largest call, in bytes.
 MAX_CALL_BYTES = 64 * 2**20
-MAX_ANSWER_BYTES = 2**20
+#: Largest answer of the nursery about its start, in bytes.
+MAX_WORD_BYTES = 2**20
+#: Kept of a traceback, from its end: a message may quote megabytes of model text.
+MAX_TRACEBACK_CHARS = 4000
+#: The module of the work of rewards.
+REWARD_WORK = "mmreason.reward_kit.isolated"
 #: The nursery looks this often whether the training process is still there; its socket tells at once, but forks of
 #: the training process (data loaders) may hold a copy of that.
 _LOOK_EVERY_S = 1.0
@@ -51,17 +53,31 @@ _SPARE_CPU_S = 5.0
 
 @dataclass(frozen=True)
 class Sources:
-    """What a nursery imports: rewards by name, the modules and files that register them.
+    """What a nursery imports: plug-ins by name, the modules and files that register them.
 
     Attributes:
-        names: registered names of the rewards.
+        names: registered names of the plug-ins.
         modules: modules to import.
-        files: reward files to load.
+        files: plug-in files to load.
+        work: module that is a `ChildWork`.
     """
 
     names: tuple[str, ...]
     modules: tuple[str, ...]
     files: tuple[str, ...]
+    work: str = REWARD_WORK
+
+
+class ChildWork(Protocol):
+    """What a module must have to do its work in child processes."""
+
+    def load(self, sources: Sources) -> None:
+        """Import the plug-ins; may raise anything."""
+        ...
+
+    def answer(self, content: bytes) -> bytes:
+        """Make the call that a message holds; never raises. Calls `limit_cpu` first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,8 +102,9 @@ class NurserySettings:
     @classmethod
     def from_json(cls, text: str) -> NurserySettings:
         plain = json.loads(text)
-        sources = Sources(**{name: tuple(items) for name, items in plain.pop("sources").items()})
-        return cls(**plain, sources=sources)
+        sources = plain.pop("sources")
+        work = sources.pop("work", REWARD_WORK)
+        return cls(**plain, sources=Sources(**{name: tuple(items) for name, items in sources.items()}, work=work))
 
 
 # ---------------------------------------------------------------------- frames
@@ -151,56 +168,19 @@ class FrameReader:
         return content
 
 
-# ---------------------------------------------------------------------- calls and answers
-
-
-def encode_call(call: Call) -> bytes:
-    """A call as it goes to a worker: a line of JSON, then the pickled arguments.
-
-    Raises:
-        Exception: whatever an argument raises that cannot be pickled.
-    """
-    head = {"name": call.spec.name, "members": call.members, "deadline_s": call.deadline_s}
-    return json.dumps(head).encode() + b"\n" + pickle.dumps(dict(call.arguments), pickle.HIGHEST_PROTOCOL)
-
-
-def decode_answer(content: bytes) -> list[Outcome]:
-    """The outcomes of a call, one a member."""
-    return [Outcome.from_plain(plain) for plain in json.loads(content)]
-
-
-def _answer(content: bytes) -> bytes:
-    """Make the call that a message holds; the outcomes as JSON."""
-    head, _, body = content.partition(b"\n")
-    facts = json.loads(head)
-    spec: RewardSpec = REWARDS.get(facts["name"])
-    _limit_cpu(facts["deadline_s"])
-    try:
-        arguments: dict[str, Any] = pickle.loads(body)  # noqa: S301 - from the training process, over its own socket
-    except (Exception, SystemExit):  # noqa: BLE001 - part of the reward boundary: unpickling runs code of its arguments
-        outcomes = [raised()] * facts["members"]
-    else:
-        outcomes = Call(spec, arguments, facts["members"], facts["deadline_s"]).run()
-    answer = json.dumps([outcome.to_plain() for outcome in outcomes]).encode()
-    if len(answer) > MAX_ANSWER_BYTES:
-        problem = f"returned parts of {len(answer):,} bytes, more than the {MAX_ANSWER_BYTES:,} that a child may send"
-        answer = json.dumps([o.to_plain() for o in failed(spec, "exception", problem, facts["members"])]).encode()
-    return answer
-
-
 # ---------------------------------------------------------------------- the worker
 
 
-def _work(connection: socket.socket, memory_mb: int) -> NoReturn:
+def _work(connection: socket.socket, memory_mb: int, work: ChildWork) -> NoReturn:
     """Answer calls until the training process hangs up; never returns into the nursery's code."""
     status = 1
     try:
-        os.setpgid(0, 0)  # what a reward starts is ended with it
+        os.setpgid(0, 0)  # what a plug-in starts is ended with it
         os.nice(_NICER)
         _limit(resource.RLIMIT_AS, memory_mb * 2**20)
         _limit(resource.RLIMIT_CORE, 0)
         while (content := receive_frame(connection, MAX_CALL_BYTES)) is not None:
-            send_frame(connection, _answer(content))
+            send_frame(connection, work.answer(content))
         status = 0
     except OSError:
         pass  # the training process is gone; nobody is left to tell
@@ -214,7 +194,7 @@ def _limit(what: int, amount: int) -> None:
     resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
-def _limit_cpu(deadline_s: float) -> None:
+def limit_cpu(deadline_s: float) -> None:
     """End this process some time after the deadline even if nursery and training process were killed together."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     spare = (deadline_s + _SPARE_CPU_S) * (os.cpu_count() or 1)
@@ -231,28 +211,25 @@ def main() -> None:
     os.dup2(2, 1)  # standard output may be somebody's data
     settings = NurserySettings.from_json(sys.argv[2])
     control = socket.socket(fileno=settings.control_fd)
-    problem = _imported(settings.sources)
+    work, problem = _imported(settings.sources)
     send_frame(control, json.dumps({"problem": problem}).encode())
-    if not problem:
-        _obey(control, settings)
-    # At once: modules of the rewards may have started threads that a normal exit would wait for.
+    if work is not None:
+        _obey(control, settings, work)
+    # At once: modules of the plug-ins may have started threads that a normal exit would wait for.
     os._exit(0)
 
 
-def _imported(sources: Sources) -> str:
-    """Import everything; the traceback of what fails, or an empty string."""
+def _imported(sources: Sources) -> tuple[ChildWork | None, str]:
+    """Import everything: the work and an empty string, or None and the traceback of what fails."""
     try:
-        load_reward_files(sources.files)
-        for module in sources.modules:
-            importlib.import_module(module)
-        for name in sources.names:
-            REWARDS.get(name)
+        work = cast(ChildWork, importlib.import_module(sources.work))
+        work.load(sources)
     except (Exception, SystemExit):  # noqa: BLE001 - importing runs anybody's code; told to the training process
-        return traceback.format_exc()[-MAX_TRACEBACK_CHARS:]
-    return ""
+        return None, traceback.format_exc()[-MAX_TRACEBACK_CHARS:]
+    return work, ""
 
 
-def _obey(control: socket.socket, settings: NurserySettings) -> None:
+def _obey(control: socket.socket, settings: NurserySettings, work: ChildWork) -> None:
     """Fork and end workers as told; end all of them when nobody tells any more."""
     workers: set[int] = set()
     dying: set[int] = set()
@@ -277,7 +254,7 @@ def _obey(control: socket.socket, settings: NurserySettings) -> None:
                 process = os.fork()
                 if process == 0:
                     control.close()
-                    _work(socket.socket(fileno=descriptor), settings.memory_mb)
+                    _work(socket.socket(fileno=descriptor), settings.memory_mb, work)
                 os.close(descriptor)
                 workers.add(process)
                 control.sendall(ANSWER.pack(process))

@@ -23,6 +23,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
+from mmreason.agent.loop import AgentLoop
 from mmreason.boxes import parse_boxes
 from mmreason.config.schema import RunConfig
 from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
@@ -157,6 +158,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         watch: signals that end the run at the next cycle boundary.
         listeners: told the metrics of every step.
         judge: for rewards that ask one.
+        agent: runs episodes with tools; None for answers in one turn.
     """
 
     def __init__(
@@ -171,8 +173,10 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         watch: SignalWatch | None = None,
         listeners: Sequence[Listener] = (),
         judge: JudgeService | None = None,
+        agent: AgentLoop | None = None,
     ) -> None:
         self.policy = policy
+        self.agent = agent
         self.sharing = policy.sharing
         self.sharing_metrics: dict[str, float] = {}
         self.rows = rows
@@ -318,13 +322,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             `[N over all processes, R]` terms of the total, NaN where a reward adds nothing to it.
         """
         with self.clock.stage("reward"):
-            for example, ids in zip(inputs, completion_ids_list, strict=True):
-                prepared = self.rows.prepared(example["position"])
-                self.sampled.rollouts.append(
-                    self.policy.rollout(
-                        prepared.row, example["position"], ids, prepared.geometry, self.state.global_step + 1
-                    )
-                )
+            self.sampled.rollouts += self._rollouts([one["position"] for one in inputs], completion_ids_list)
             table = self._score()
             self.sampled.failures += table.failures
             self.sampled.parts = dict(table.part_means)
@@ -335,6 +333,17 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             # TRL weighs and adds what it gets; gates, schedules and shapers are in the terms already.
             terms: torch.Tensor = told[:, count : 2 * count]
             return terms
+
+    def _rollouts(self, positions: Sequence[int], completions: Sequence[Sequence[int]]) -> list[Rollout]:
+        """The records of what was sampled for the prompts at these positions."""
+        if self.agent is not None:
+            return self.episode_rollouts(positions)
+        step = self.state.global_step + 1
+        prepared = [self.rows.prepared(position) for position in positions]
+        return [
+            self.policy.rollout(item.row, position, ids, item.geometry, step)
+            for item, position, ids in zip(prepared, positions, completions, strict=True)
+        ]
 
     def _score(self) -> ScoreTable:
         """Score this process's rollouts together with the others'; a failure on any process stops all of them."""

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from mmreason.errors import PluginError
+from mmreason.errors import ConfigError, PluginError
 from mmreason.objectives import schedules
+from mmreason.objectives.advantages import group_advantages
 from mmreason.objectives.collapse import CollapseGuard, GuardOptions, StepSignals
 from mmreason.objectives.preference import filtered_nll, preference_levels, trpa_loss
 from mmreason.objectives.registry import Term, load_objective_files
@@ -29,7 +30,7 @@ from mmreason.objectives.settings import MASKED_NEEDS, OWN_LOSSES, ActiveTerm, a
 from mmreason.objectives.tokens import masked_mean
 from mmreason.prompt_once.prompts import PromptStore
 from mmreason.reward_kit.composition import Condition
-from mmreason.train.shared_prompts import SharedPrompts
+from mmreason.train.tool_turns import ToolTurns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +65,7 @@ class StepFacts:
     correct: np.ndarray[Any, np.dtype[np.float64]]
 
 
-class ObjectiveHooks(SharedPrompts):
+class ObjectiveHooks(ToolTurns):
     """Overrides of TRL's hooks; each says why.
 
     Attributes:
@@ -128,7 +129,9 @@ class ObjectiveHooks(SharedPrompts):
         output["group_number"] = torch.tensor(facts.positions, device=device)
         output["is_correct"] = torch.tensor(facts.correct[mine] == 1.0, device=device)
         output["total_reward"] = torch.tensor(facts.total[mine], dtype=torch.float32, device=device)
-        correct = (output["completion_mask"] * output["is_correct"].unsqueeze(1)).sum().float()
+        if "left_out" in output:
+            output["advantages"] = self._advantages_without(output["left_out"], facts)
+        correct = (self.loss_mask(output) * output["is_correct"].unsqueeze(1)).sum().float()
         self._correct_tokens = self.accelerator.gather(correct.view(1)).sum()
         if config.loss_type == "trpa":
             form = torch.tensor(facts.values[config.trpa.format_reward][mine] > 0.5, device=device)
@@ -142,6 +145,16 @@ class ObjectiveHooks(SharedPrompts):
                 output["masked_log_probs"], output["masked_entropies"] = found
             output["batch_row"] = torch.arange(count, device=device)
         return output
+
+    def _advantages_without(self, left_out: torch.Tensor, facts: StepFacts) -> torch.Tensor:
+        """Advantages `[N]` of this process, as TRL makes them, but for groups without those of `left_out [N]`."""
+        device = self.accelerator.device
+        gone = self.accelerator.gather(left_out).cpu()
+        total = torch.from_numpy(facts.total).masked_fill(gone, float("nan"))
+        group = torch.tensor(np.unique(np.array(gather_object(facts.positions)), return_inverse=True)[1])
+        scale = self.run_config.objective.scale_rewards
+        found = group_advantages(total, group, scale)[self._slice_of_mine(len(facts.positions))]
+        return found.to(device=device, dtype=torch.float32)
 
     def _slice_of_mine(self, count: int) -> slice:
         start = self.accelerator.process_index * count
@@ -163,7 +176,10 @@ class ObjectiveHooks(SharedPrompts):
         }
         for transform in self.transforms:
             needs = {need: told[need] for need in transform.spec.needs}
-            found = np.asarray(transform.spec.function(**needs, **transform.own), dtype=np.float64)
+            try:
+                found = np.asarray(transform.spec.function(**needs, **transform.own), dtype=np.float64)
+            except ValueError as error:
+                raise ConfigError(f"objective.advantages.{transform.spec.name}: {error}") from error
             if found.shape != told["advantages"].shape or not np.isfinite(found).all():
                 raise PluginError(
                     f"objective.advantages.{transform.spec.name} returned {list(found.shape)} numbers"
@@ -209,9 +225,10 @@ class ObjectiveHooks(SharedPrompts):
     def _masked_view(self, prompts: list[int]) -> Iterator[None]:
         """Let the log-prob method read the masked prompts."""
         missing = object()
-        before = {name: getattr(self, name, missing) for name in ("_store", "_prompt_of_row")}
+        before = {name: getattr(self, name, missing) for name in ("_store", "_prompt_of_row", "_shown_of_row")}
         assert self._masked_store is not None
         self._store, self._prompt_of_row = self._masked_store, prompts
+        self._shown_of_row = [()] * len(prompts)
         try:
             yield
         finally:
@@ -292,7 +309,7 @@ class ObjectiveHooks(SharedPrompts):
         """What terms may name (`LOSS_NEEDS`), for one micro-batch; the masked pass is made at most once."""
         assert self._newest_pass is not None
         log_probs, entropies = self._newest_pass
-        mask = inputs["completion_mask"]
+        mask = self.loss_mask(inputs)
         tokens, sequences = self._share_of_step(inputs)
         known: dict[str, Any] = {
             "log_probs": log_probs,
@@ -330,12 +347,9 @@ class ObjectiveHooks(SharedPrompts):
         if self.sharing is None:
             log_probs, entropies = self._log_probs(model, inputs)
         else:
-            whole, self._prompt_of_row = self._prompt_of_row, inputs["prompt_index"].tolist()
-            try:
+            with self.rows_of(inputs):
                 log_probs, entropies = self._log_probs(model, inputs)
-            finally:
-                self._prompt_of_row = whole
-        mask = inputs["completion_mask"]
+        mask = self.loss_mask(inputs)
         tokens, sequences = self._share_of_step(inputs)
         self._metrics["train"]["entropy"].append(float(masked_mean(entropies.detach(), mask)))
         if self.run_config.objective.loss_type == "filtered_nll":

@@ -172,7 +172,7 @@ class RefilledBatches(ObjectiveHooks):
         """One batch of several groups; `sampled` becomes that batch."""
         device = self.accelerator.device
         output = joined_outputs([part.output for part in parts], self._tokenizer.pad_token_id)
-        output["num_items_in_batch"] = self.accelerator.gather(output["completion_mask"].sum()).sum()
+        output["num_items_in_batch"] = self.accelerator.gather(self.loss_mask(output).sum()).sum()
         local = torch.cat([torch.cat([part.values, part.total.unsqueeze(1)], dim=1) for part in parts]).to(device)
         everyone = self.accelerator.gather(local)
         self.sampled = SampledBatch(
@@ -183,6 +183,8 @@ class RefilledBatches(ObjectiveHooks):
             self.sampled.parts,
         )
         self._prompt_of_row = output["prompt_index"].tolist()
+        if "shown_index" in output:
+            self._shown_of_row = [self._shown[index] for index in output["shown_index"].tolist()]
         return output
 
 

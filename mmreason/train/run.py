@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mmreason.agent.loop import AgentLoop, build_agent
 from mmreason.config.curriculum import goal, phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.evaluate import EvalResult, evaluate, held_out_rows
@@ -77,11 +78,12 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     judge = build_judge(config.judge, policy, rows.loader)
     if process_state().is_main_process:
         folder.write_config(plain)
-    held_out = HeldOut.of(goal(config), policy, rows, judge)
+    agent = build_agent(config, policy, rows.loader)
+    held_out = HeldOut.of(goal(config), policy, rows, judge, agent)
     with SignalWatch() as watch:
         before = held_out.before(folder)
         _stop_if_asked(watch, folder, saved=False)
-        trainer = train(config, policy, rows, folder, identity, checkpoint, held_out, watch, judge)
+        trainer = train(config, policy, rows, folder, identity, checkpoint, held_out, watch, judge, agent)
         after = held_out.scores()
     summary = {
         "command": "train",
@@ -115,6 +117,7 @@ def train(
     held_out: HeldOut,
     watch: SignalWatch,
     judge: JudgeService | None = None,
+    agent: AgentLoop | None = None,
 ) -> MMReasonGRPOTrainer:
     """The GRPO loop with live table and alarms; raises `Interrupted` once a signal's checkpoint is saved."""
     live = LiveTable(config.trainer.steps, _reward_names(config))
@@ -135,6 +138,7 @@ def train(
         watch=watch,
         listeners=[watcher],
         judge=judge,
+        agent=agent,
     )
     watcher.samples = lambda: trainer.last_rollouts
     watcher.guard = lambda: trainer.objective_alarm
@@ -205,6 +209,7 @@ class HeldOut:
     correct_at: float
     loader: Any
     judge: JudgeService | None = None
+    agent: AgentLoop | None = None
 
     @classmethod
     def of(
@@ -213,11 +218,12 @@ class HeldOut:
         policy: Policy,
         training: TrainingRows,
         judge: JudgeService | None = None,
+        agent: AgentLoop | None = None,
     ) -> HeldOut:
         rows, metric, correct_at, loader = held_out_rows(config, training.files.of(config.data))
         if loader is not None:
             rows = training.usable(rows, loader, config.data.on_bad_row)
-        return cls(config, policy, rows, metric, correct_at, loader, judge)
+        return cls(config, policy, rows, metric, correct_at, loader, judge, agent)
 
     def scores(self) -> EvalResult | None:
         """Scores of the policy as it is now; `None` if nothing is held out."""
@@ -234,6 +240,7 @@ class HeldOut:
             loader=self.loader,
             judge=self.judge,
             exchange=AllProcesses(),
+            agent=self.agent,
         )
 
     def means(self) -> dict[str, float]:

@@ -9,7 +9,8 @@ Legend of shapes: N completions, C columns of completions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from mmreason.policy.policy import Policy, Prepared
-from mmreason.prompt_once.generation import Sampling
+from mmreason.prompt_once.generation import Generation, Sampling
 from mmreason.prompt_once.layout import token_ratio
 from mmreason.prompt_once.packing import Completion, group_completions, pack
-from mmreason.prompt_once.prompts import Features, PromptStore
+from mmreason.prompt_once.prompts import Digest, Features, PromptStore
 from mmreason.prompt_once.sharing import Sharing
 from mmreason.prompt_once.support import tower_is_frozen
 
@@ -54,7 +55,10 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             # Decided by the first pass over the batch, for all of them: their log-probs are compared with each other.
             self._packs: bool | None = None
             self.sharing_metrics = {}
+            #: Pictures inside completions, for each row that has been sampled for this batch.
+            self._shown: list[tuple[Digest, ...]] = []
         self._prompt_of_row = self._store.add(prepared)
+        self._shown_of_row: list[tuple[Digest, ...]] = [()] * len(prepared)
         self.sharing_metrics |= {
             "prompt_once/prompts": float(len(self._store.prompts)),
             "prompt_once/pictures": float(self._store.processor_calls),
@@ -93,7 +97,14 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        sampling = Sampling(
+        with self.generation() as generation:
+            completions = generation.sample(self.sampling)
+        return completions, None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the run samples."""
+        return Sampling(
             self.args.max_completion_length,
             self.temperature,
             self.top_k or 0,
@@ -101,6 +112,11 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             tuple(self.eos_token_ids),
             tuple(self.policy.banned_token_ids),
         )
+
+    @contextmanager
+    def generation(self, *, multi_turn: bool = False) -> Iterator[Generation]:
+        """The rows of the batch, each after its prompt, ready to be sampled; what that costs is counted when it is over."""
+        assert self.sharing is not None
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -112,23 +128,36 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            generation = self.sharing.generation(unwrapped, self._store, self._prompt_of_row)
-            completions = generation.sample(sampling)
-        work = generation.work
+            generation = self.sharing.generation(unwrapped, self._store, self._prompt_of_row, multi_turn=multi_turn)
+            yield generation
         for name in ("prefill_tokens", "decode_tokens", "patches"):
             before = self.sharing_metrics.get(f"prompt_once/{name}", 0.0)
-            self.sharing_metrics[f"prompt_once/{name}"] = before + float(getattr(work, name))
-        return completions, None
+            self.sharing_metrics[f"prompt_once/{name}"] = before + float(getattr(generation.work, name))
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Why: the log-prob method is not told which rows it gets."""
         if self.sharing is None:
             return super()._compute_loss(model, inputs)
-        whole, self._prompt_of_row = self._prompt_of_row, inputs["prompt_index"].tolist()
-        try:
+        with self.rows_of(inputs):
             return super()._compute_loss(model, inputs)
+
+    @contextmanager
+    def rows_of(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Let the log-prob method know the rows of a micro-batch."""
+        whole = self._prompt_of_row, self._shown_of_row
+        self._prompt_of_row = inputs["prompt_index"].tolist()
+        shown = inputs["shown_index"].tolist() if "shown_index" in inputs else []
+        self._shown_of_row = [self._shown[index] for index in shown] or [()] * len(self._prompt_of_row)
+        try:
+            yield
         finally:
-            self._prompt_of_row = whole
+            self._prompt_of_row, self._shown_of_row = whole
+
+    @staticmethod
+    def loss_mask(inputs: Mapping[str, Any]) -> torch.Tensor:
+        """`[N, C]` 1 where a token was sampled and counts in the loss: not what a tool returned, nor padding."""
+        mask: torch.Tensor = inputs["completion_mask"]
+        return mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -188,14 +217,15 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
         """What each row's completion is; a row that is masked out has none."""
         lengths = attention_mask[:, -logits_to_keep:].sum(dim=1).tolist()
         tokens = input_ids[:, -logits_to_keep:].tolist()
-        return [
-            Completion(prompt, tuple(row[:length]))
-            for prompt, row, length in zip(self._prompt_of_row, tokens, lengths, strict=True)
-        ]
+        rows = zip(self._prompt_of_row, tokens, lengths, self._shown_of_row, strict=True)
+        return [Completion(prompt, tuple(row[:length]), shown if length else ()) for prompt, row, length, shown in rows]
 
     def _stock_fields(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """Pictures of the rows as TRL's own path wants them: one copy a row."""
-        shown = [self._store.prompts[index].pictures for index in self._prompt_of_row]
+        shown = [
+            self._store.prompts[index].pictures + inside
+            for index, inside in zip(self._prompt_of_row, self._shown_of_row, strict=True)
+        ]
         pixels = self._store.pixels([digest for pictures in shown for digest in pictures])
         if not pixels:
             return {}

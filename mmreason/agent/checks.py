@@ -1,0 +1,37 @@
+"""What tools cannot be combined with, found before anything is loaded.
+
+What enters: a validated `RunConfig` with `agent.tools`. What leaves: problems as sentences. No torch.
+"""
+
+from __future__ import annotations
+
+from mmreason.agent.tools import TOOLS, load_tool_files
+from mmreason.config.explain import suggest_word
+from mmreason.config.schema import RunConfig
+from mmreason.objectives.settings import MASKED_NEEDS, active_terms
+
+
+def agent_problems(config: RunConfig) -> list[str]:
+    """Why a run with these tools would fail; raises `PluginError` for a file of tools that cannot be used."""
+    load_tool_files(config.agent.files)
+    problems = []
+    for name in config.agent.tools:
+        if name not in TOOLS:
+            known = TOOLS.names()
+            problems.append(f"agent.tools: no tool '{name}'.{suggest_word(name, known)} There are {', '.join(known)}")
+    if config.policy.prompt_once == "off":
+        problems.append("agent.tools needs shared prompts: leave policy.prompt_once=off out")
+    if config.rollout.replay_groups:
+        problems.append("agent.tools: rollout.replay_groups keeps no pictures of tools; leave one of them out")
+    masked = [one.spec.name for one in active_terms(config.objective) if set(one.spec.needs) & set(MASKED_NEEDS)]
+    if masked:
+        problems.append(
+            f"agent.tools: objective.terms.{masked[0]} masks the pictures of the prompt only, and would see those of tools "
+            "whole; leave one of them out"
+        )
+    if config.agent.min_turn_tokens >= config.rollout.max_new_tokens:
+        problems.append(
+            f"agent.min_turn_tokens={config.agent.min_turn_tokens} leaves no room for an observation in "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}"
+        )
+    return problems

@@ -1,0 +1,346 @@
+"""The agent loop: many episodes side by side, the same for training, evaluation and the demo.
+
+What enters: prompts of one generation batch, and how to sample. What leaves: a `Trajectory` for each row: tokens exactly as the model sampled
+them and as it was shown them, who wrote which, and the pictures in between.
+
+Turns are sampled for all episodes at once, calls of all episodes run in one batch of the tools' pool, and what an episode has read is not
+read again: its keys are kept between turns (`mmreason.prompt_once.generation`). Nothing is ever decoded and tokenized again.
+
+Legend of shapes: N episodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from mmreason.agent.calls import Call, WireFormat
+from mmreason.agent.episode import Episode, Event, Reply, Stop
+from mmreason.agent.formats import get_format
+from mmreason.agent.images import ImageStore, Picture
+from mmreason.agent.rendering import render
+from mmreason.agent.templates import observation_ids
+from mmreason.agent.toolbox import Job, Toolbox
+from mmreason.config.agent_section import AgentConfig
+from mmreason.errors import ModelError
+from mmreason.policy.policy import open_image
+from mmreason.prompt_once.generation import Generation, Sampling
+from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, PromptStore
+from mmreason.records import ImageGeometry, Row
+
+if TYPE_CHECKING:
+    from mmreason.config.schema import RunConfig
+    from mmreason.images import ImageLoader
+    from mmreason.policy.policy import Policy, Prepared
+
+#: Told (row, event) as things happen.
+Listener = Callable[[int, Event], None]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One finished episode, as it is trained.
+
+    Attributes:
+        ids: tokens after the prompt: turns as sampled, and what the model was shown between them, picture placeholders expanded.
+        owner: for each, 1 if the model sampled it (the end of each turn included), 0 if it was put there.
+        pictures: digests of the pictures among `ids`, in order of their placeholders.
+        geometry: of the same pictures.
+        turn_ends: how many of `ids` there are at the end of each turn of the model.
+        texts: what the model wrote, turn by turn.
+        episode: turns, events, pictures, answer and why it ended.
+    """
+
+    ids: tuple[int, ...]
+    owner: tuple[int, ...]
+    pictures: tuple[Digest, ...]
+    geometry: tuple[ImageGeometry, ...]
+    turn_ends: tuple[int, ...]
+    texts: tuple[str, ...]
+    episode: Episode
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that the model wrote."""
+        return sum(self.owner)
+
+    @property
+    def stop(self) -> Stop:
+        assert self.episode.stop is not None
+        return self.episode.stop
+
+
+@dataclass
+class LoopClock:
+    """Where the time of a run of the loop went, in seconds, and what was done."""
+
+    generate_s: float = 0.0
+    tools_s: float = 0.0
+    observe_s: float = 0.0
+    turns: int = 0
+    calls: int = 0
+
+
+@dataclass
+class _Running:
+    """A row that is still being written."""
+
+    episode: Episode
+    ids: list[int] = field(default_factory=list)
+    owner: list[int] = field(default_factory=list)
+    pictures: list[Digest] = field(default_factory=list)
+    geometry: list[ImageGeometry] = field(default_factory=list)
+    turn_ends: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    seen: dict[str, ImageGeometry] = field(default_factory=dict)
+    observed: int = 0
+
+    def finished(self) -> Trajectory:
+        return Trajectory(
+            tuple(self.ids),
+            tuple(self.owner),
+            tuple(self.pictures),
+            tuple(self.geometry),
+            tuple(self.turn_ends),
+            tuple(self.texts),
+            self.episode,
+        )
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """A reply as the model reads it."""
+
+    ids: list[int]
+    digests: list[Digest]
+    geometry: dict[str, ImageGeometry]
+
+
+class AgentLoop:
+    """Runs episodes.
+
+    Args:
+        policy: writes; its prompts must be shared.
+        config: tools, format, budgets.
+        max_tokens: of a completion, tools' answers included.
+        loader: opens image paths of rows.
+
+    Raises:
+        ModelError: the model's prompts are not shared, so that later turns could not go on from earlier ones.
+        PluginError, ConfigError: a tool is unknown, or an option of one is wrong.
+    """
+
+    def __init__(self, policy: Policy, config: AgentConfig, max_tokens: int, loader: ImageLoader | None = None) -> None:
+        if policy.sharing is None:
+            raise ModelError(
+                "agent.tools needs shared prompts (policy.prompt_once=auto), and this model's are not shared: "
+                "see the line above, or choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with model.attention=auto"
+            )
+        self.policy, self.config, self.max_tokens, self.loader = policy, config, max_tokens, loader
+        self.wire: WireFormat = get_format(config.format, config.strict)
+        self.toolbox = Toolbox.from_config(config, policy.family.box_frame)
+        self.clock = LoopClock()
+
+    # ------------------------------------------------------------------ prompts
+
+    def prepare(self, prepared: Prepared) -> Prepared:
+        """The prompt with what the model is told about its tools, as a system message."""
+        if not self.config.tell:
+            return prepared
+        told = self.wire.instructions(self.toolbox.specs, self.policy.family.coordinates)
+        messages = list(prepared.messages)
+        if messages and messages[0]["role"] == "system":
+            first = messages.pop(0)
+            told = f"{_text_of(first)}\n\n{told}"
+        return replace(prepared, messages=[{"role": "system", "content": told}, *messages])
+
+    def store_of(self, row: Row) -> ImageStore:
+        """The pictures of a row, and those that its tools may bring up."""
+        hidden = row.columns.get("hidden", {})
+        opened = {name: open_image(image, self.loader, row.id) for name, image in hidden.items()}
+        return ImageStore(self.policy.open_images(row, self.loader), opened)
+
+    # ------------------------------------------------------------------ episodes
+
+    def play(
+        self,
+        prepared: Sequence[Prepared],
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        listener: Listener | None = None,
+    ) -> list[Trajectory]:
+        """Episodes of prompts that need not have been told of the tools; `temperature=0` is greedy.
+
+        Args:
+            prepared: the prompts; one that is there several times is read once.
+            temperature, top_k, top_p: of sampling.
+            listener: told what happens.
+        """
+        policy = self.policy
+        assert policy.sharing is not None
+        distinct = {id(item): item for item in prepared}
+        told = {key: self.prepare(item) for key, item in distinct.items()}
+        ready = [told[id(item)] for item in prepared]
+        stops, banned = tuple(policy.stop_token_ids), tuple(policy.banned_token_ids)
+        sampling = Sampling(self.max_tokens, temperature, top_k, top_p, stops, banned)
+        was_training = policy.model.training
+        policy.model.eval()
+        try:
+            store = PromptStore(policy)
+            generation = policy.sharing.generation(policy.model, store, store.add(ready), multi_turn=True)
+            return self.run(generation, store, ready, sampling, listener)
+        finally:
+            policy.model.train(was_training)
+
+    def run(
+        self,
+        generation: Generation,
+        store: PromptStore,
+        prepared: Sequence[Prepared],
+        sampling: Sampling,
+        listener: Listener | None = None,
+    ) -> list[Trajectory]:
+        """Let N episodes run to their ends.
+
+        Args:
+            generation: made with `multi_turn=True`, one row for each of `prepared`, not yet sampled.
+            store: its prompts and pictures; pictures of tools are added.
+            prepared: the prompts.
+            sampling: how turns are sampled; its limit of tokens holds for no turn (`agent.max_turn_tokens` does).
+            listener: told what happens.
+        """
+        rows = [self._begin(index, item, listener) for index, item in enumerate(prepared)]
+        writing = list(range(len(rows)))
+        while writing:
+            texts = self._write(generation, rows, writing, sampling)
+            jobs: list[Job] = []
+            waiting: list[tuple[int, int]] = []
+            for index, (text, complete) in zip(writing, texts, strict=True):
+                running = rows[index]
+                calls = running.episode.take_turn(text, complete=complete)
+                if running.episode.stop is None:
+                    waiting.append((index, len(calls)))
+                    jobs += [self._job(running, call) for call in calls]
+            started = time.monotonic()
+            outcomes = iter(self.toolbox.run(jobs))
+            self.clock.tools_s += time.monotonic() - started
+            self.clock.calls += len(jobs)
+            started = time.monotonic()
+            writing = [
+                index
+                for index, count in waiting
+                if self._reply(generation, store, index, rows[index], [next(outcomes) for _ in range(count)])
+            ]
+            self.clock.observe_s += time.monotonic() - started
+        return [running.finished() for running in rows]
+
+    def _begin(self, index: int, prepared: Prepared, listener: Listener | None) -> _Running:
+        row = prepared.row
+        told = None if listener is None else (lambda event: listener(index, event))
+        episode = Episode(row, self.store_of(row), self.wire, self.config, self._size_of, told)
+        running = _Running(episode)
+        running.seen = dict(zip(episode.store.ids, prepared.geometry, strict=True))
+        return running
+
+    def _size_of(self, picture: Picture) -> tuple[int, int]:
+        """Width and height of a picture in the frame in which the model writes boxes."""
+        seen = self.policy.geometry_of(picture.size, self.config.picture_max_pixels)
+        width, height = self.policy.family.box_frame.extent(seen)
+        return round(width), round(height)
+
+    def _write(
+        self, generation: Generation, rows: Sequence[_Running], writing: Sequence[int], sampling: Sampling
+    ) -> list[tuple[str, bool]]:
+        """One turn of each of these rows: its text, and whether it ended by itself."""
+        room = [self._turn_room(rows[index]) for index in writing]
+        started = time.monotonic()
+        turns = generation.sample(replace(sampling, max_new_tokens=max(room)), writing)
+        self.clock.generate_s += time.monotonic() - started
+        self.clock.turns += len(turns)
+        stops = set(sampling.stops)
+        found = []
+        for index, ids, most in zip(writing, turns, room, strict=True):
+            kept = ids[:most]
+            running = rows[index]
+            running.ids += kept
+            running.owner += [1] * len(kept)
+            running.turn_ends.append(len(running.ids))
+            complete = bool(kept) and kept[-1] in stops
+            running.texts.append(self.policy.text_of(kept))
+            found.append((running.texts[-1], complete))
+        return found
+
+    def _turn_room(self, running: _Running) -> int:
+        left = self.max_tokens - len(running.ids)
+        return left if self.config.max_turn_tokens is None else min(left, self.config.max_turn_tokens)
+
+    def _job(self, running: _Running, call: Call) -> Job:
+        return Job(call, running.episode.store, running.episode.row, running.seen)
+
+    # ------------------------------------------------------------------ observations
+
+    def _reply(
+        self, generation: Generation, store: PromptStore, index: int, running: _Running, outcomes: Sequence[Any]
+    ) -> bool:
+        """Show a row what came of its calls; returns whether it goes on writing."""
+        episode = running.episode
+        reply: Reply | None = episode.observe(outcomes)
+        if episode.stop is not None:
+            return False
+        assert reply is not None
+        seen = self._seen(store, running, reply)
+        if not self._fits(running, seen):
+            reply = episode.take_back()
+            if reply is None:
+                return False
+            seen = self._seen(store, running, reply)
+            if not self._fits(running, seen):
+                episode.no_room()
+                return False
+        generation.extend(index, seen.ids, seen.digests)
+        running.ids += seen.ids
+        running.owner += [0] * len(seen.ids)
+        running.pictures += seen.digests
+        running.geometry += seen.geometry.values()
+        running.seen |= seen.geometry
+        running.observed += len(seen.ids)
+        return True
+
+    def _fits(self, running: _Running, seen: _Observation) -> bool:
+        total = len(running.ids) + len(seen.ids) + self.config.min_turn_tokens
+        return total <= self.max_tokens and running.observed + len(seen.ids) <= self.config.max_observation_tokens
+
+    def _seen(self, store: PromptStore, running: _Running, reply: Reply) -> _Observation:
+        """Tokens of a reply, one placeholder for each token of a picture."""
+        pictures = [running.episode.store[image_id] for image_id in reply.pictures]
+        pairs = [self.policy.prepare_image(render(one), self.config.picture_max_pixels) for one in pictures]
+        digests = store.add_pictures([image for image, _ in pairs])
+        geometry = {one.id: seen for one, (_, seen) in zip(pictures, pairs, strict=True)}
+        ids = observation_ids(self.policy, reply.messages)
+        pad = self.policy.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+        if ids.count(pad) != len(pairs):
+            raise ModelError(
+                f"the chat template shows {ids.count(pad)} of {len(pairs)} pictures of a tool: it cannot be used for agents "
+                f"with agent.format={self.config.format}"
+            )
+        counts = iter([seen.num_tokens for seen in geometry.values()])
+        expanded = [token for one in ids for token in ([one] * next(counts) if one == pad else [one])]
+        return _Observation(expanded, digests, geometry)
+
+
+def build_agent(config: RunConfig, policy: Policy, loader: ImageLoader | None = None) -> AgentLoop | None:
+    """The loop of a run whose model may call tools; None for one without. Errors as `AgentLoop`."""
+    if not config.agent.enabled:
+        return None
+    return AgentLoop(policy, config.agent, config.rollout.max_new_tokens, loader)
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")

@@ -1,0 +1,43 @@
+"""Imports the built-in tools so that they register themselves, exactly as a plug-in would."""
+
+from mmreason.tools import (
+    compare,
+    crop,
+    draw_box,
+    draw_line,
+    draw_point,
+    edges,
+    grid,
+    horizontal_line,
+    label,
+    measure,
+    read_text,
+    rotate,
+    search,
+    segment_colour,
+    select_frames,
+    threshold,
+    vertical_line,
+    zoom,
+)
+
+__all__ = [
+    "compare",
+    "crop",
+    "draw_box",
+    "draw_line",
+    "draw_point",
+    "edges",
+    "grid",
+    "horizontal_line",
+    "label",
+    "measure",
+    "read_text",
+    "rotate",
+    "search",
+    "segment_colour",
+    "select_frames",
+    "threshold",
+    "vertical_line",
+    "zoom",
+]

@@ -1,0 +1,19 @@
+"""Tool `crop`."""
+
+from __future__ import annotations
+
+from mmreason.agent.images import NewPicture, Picture
+from mmreason.agent.limits import Limits
+from mmreason.agent.tools import Box, tool
+from mmreason.tools.pieces import cut, whole_pixels
+
+
+@tool(isolated=False)  # copies no more than the picture that is there
+def crop(image: Picture, box: Box, limits: Limits) -> NewPicture:
+    """Cut a piece out of a picture, to look at it alone.
+
+    Args:
+        image: where to cut.
+        box: the piece; a very small one is widened.
+    """
+    return cut(image, whole_pixels(image, box, limits.min_side_px), 1.0, limits)
