@@ -3,9 +3,9 @@
 What enters: a seed, an index and `MazeOptions`. What leaves: a maze whose exits lie in regions of their own, a question about the star's region, and a
 target that also holds walls and the way in pixels, so that `maze_path` can check the lines that were drawn.
 
-    Which circle can you go to from the black star?                   red
-    Can you go from the black star to the red circle?                 no
-    How many turns are there from the black star to the red circle?   3
+    Which circle can you go to from the black star?                         red
+    Is there a path from the black star to the red circle?                  no
+    How many times does the path from the black star to the red circle turn?  3
 
 Source of the setting: the mazes of ViLaSR (arXiv 2506.09965), drawn and checked in a way of our own.
 """
@@ -138,8 +138,8 @@ def _ask(rng: np.random.Generator, maze: Maze, weights: dict[str, float]) -> tup
         right = rng.random() < 0.5
         others = [color for color in maze.exits if color != maze.goal]
         asked = maze.goal if right else others[int(rng.integers(len(others)))]
-        return f"Can you go from the black star to the {asked} circle?", "yes" if right else "no"
+        return f"Is there a path from the black star to the {asked} circle?", "yes" if right else "no"
     if kind == "turns":
-        question = f"How many turns are there from the black star to the {maze.goal} circle?"
+        question = f"How many times does the path from the black star to the {maze.goal} circle turn?"
         return question, str(len(maze.corners) - 2)
     return "Which circle can you go to from the black star?", maze.goal

@@ -10,11 +10,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mmreason.config.agent_section import FORMAT_NAMES
 from mmreason.config.schema import SftPhase, TaskConfig
 from mmreason.data.base import TASKS, validate_task_config
 from mmreason.errors import ConfigError, MMReasonError
 from mmreason.registry import did_you_mean
 
+#: The style that is no text of the task's own: its oracle's episode with tools, in the run's format; or `tools-FORMAT`.
+TOOLS_STYLE = "tools"
 _KEY = re.compile(r"(?P<task>[\w./-]+?)/(?P<style>[\w-]+?)(?:/(?P<difficulty>\d))?")
 
 
@@ -33,6 +36,15 @@ class MixtureKey:
     difficulty: int | None = None
 
     @property
+    def with_tools(self) -> bool:
+        """It is an episode of the task's oracle."""
+        return self.style.partition("-")[0] == TOOLS_STYLE
+
+    def format_of(self, default: str) -> str:
+        """Name of the wire format of such an episode; `default` where the key names none."""
+        return self.style.partition("-")[2] or default
+
+    @property
     def config(self) -> TaskConfig:
         """The task section that builds the task."""
         options = {} if self.difficulty is None else {"difficulty": self.difficulty}
@@ -45,7 +57,10 @@ def parse_mixture_key(key: str) -> MixtureKey:
     if match is None:
         raise ConfigError(f"sft.phases.mixture: '{key}' is not 'task/style' or 'task/style/difficulty'")
     name, style, difficulty = match["task"], match["style"], match["difficulty"]
-    styles = TASKS.get(name).styles
+    task = TASKS.get(name)
+    styles = task.styles
+    if task.tools:
+        styles = (*styles, TOOLS_STYLE, *(f"{TOOLS_STYLE}-{name}" for name in FORMAT_NAMES))
     if style not in styles:
         raise ConfigError(
             f"sft.phases.mixture: task '{name}' has no style '{style}'.{did_you_mean(style, list(styles))} Styles: {', '.join(styles)}."

@@ -5,9 +5,9 @@ What enters: a seed, an index and `SpatialOptions`. What leaves: one or two pict
     Is the red circle left of the blue star?                                                  yes
     Which object is nearest to the red circle?                                                blue star
     Is the red circle closer to the blue star than to the green square?                       no
-    Image 1 is from above, image 2 from the front. What color is the star?                    green
-    Image 1 is from above, image 2 from behind. What color is the star?                       blue
-    Image 2 is image 1 after a turn. Which object is not in the same place?                   red circle
+    The first image is from above, the second from the front. What color is the star?         green
+    The first image is from above, the second from behind. What color is the star?            blue
+    The second image is the first after a turn. Which object is not in the same place?        red circle
 
 In the view from above everything is a dot with a colour, in that from the front a grey shape: what stands in one line is the same thing; from behind,
 left and right change sides.
@@ -262,7 +262,7 @@ def _two_views(rng: np.random.Generator, options: SpatialOptions, *, behind: boo
     pictures = (_dots(rng, from_above, (width, heights[0])), _standing(rng, standing, (width, heights[1])))
     meant = int(rng.integers(count))
     view = "behind" if behind else "the front"
-    question = f"Image 1 is from above, image 2 from {view}. What color is the {shapes[meant]}?"
+    question = f"The first image is from above, the second from {view}. What color is the {shapes[meant]}?"
     steps = (
         Step("vertical_line", shapes[meant], "img_1", pictures[1].size, (standing[meant].center,)),
         Step("vertical_line", "", "img_0", pictures[0].size, (from_above[meant].center,)),
@@ -335,7 +335,7 @@ def _changed(rng: np.random.Generator, options: SpatialOptions, quarters: int) -
     if quarters:
         turn = Step("rotate", f"turn {90 * quarters}", arguments={"image": "img_0", "degrees": 90 * quarters})
         steps = (turn, Step("compare", arguments={"images": ["img_2", "img_1"]}))
-    question = f"Image 2 is image 1 {told}. Which object is not in the same place?"
+    question = f"The second image is the first {told}. Which object is not in the same place?"
     pictures = (scene.image, canvas.reduce(SUPERSAMPLE))
     return Asked(question, scene.objects[number].name, pictures, steps, scene.objects + items)
 

@@ -292,7 +292,10 @@ def _load_file(kind: str, path: Path, registries: tuple[Registry[Any], ...]) -> 
     except MMReasonError as error:
         del sys.modules[module_name]
         raise PluginError(f"{kind} file {path}: {error}") from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        del sys.modules[module_name]
+        raise
+    except BaseException as error:  # a stranger's code may raise anything, also what is no `Exception`
         del sys.modules[module_name]
         line = _line_in_file(error, resolved)
         raise PluginError(f"{kind} file {path}{line}: does not run: {type(error).__name__}: {error}") from error

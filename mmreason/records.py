@@ -3,6 +3,7 @@
     Row       one question: messages, images, target            made by tasks and data readers
     Rollout   one sampled completion of a row                   made by the rollout engine
     Turn      one turn of a rollout in which tools were called  made by the rollout engine
+    Span, ToolPicture   what such a rollout was shown, for people   made by the rollout engine
     ImageGeometry   how one image is seen by the model          made by the policy, read by rewards and plots
 
 Sizes are `(width, height)` in pixels everywhere, as in Pillow. Boxes are `[x1, y1, x2, y2]`; boxes inside a
@@ -86,6 +87,8 @@ class Turn:
         num_images: pictures that the call returned.
         shown: ids of the pages or documents that the call showed, best first, for tools that search.
         error: why the call, or a turn that should have held one, failed: a value of `mmreason.agent.calls.CallError`; else empty.
+        piece: what a look at a part of a picture (crop, zoom) showed of the picture it named, `(x1, y1, x2, y2)` as shares of its width
+            and height, 0..1; `None` where the call looked at no part.
     """
 
     text: str
@@ -95,6 +98,39 @@ class Turn:
     num_images: int = 0
     shown: tuple[str, ...] = ()
     error: str = ""
+    piece: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of the tokens of a rollout with tools, for people to read.
+
+    Attributes:
+        sampled: the model sampled them, the end of its turn included; false for what it was shown.
+        num_tokens: how many.
+        text: what they say, special tokens included; `[img_1]` stands for the tokens of a picture.
+    """
+
+    sampled: bool
+    num_tokens: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolPicture:
+    """A picture that a tool made during a rollout, as the model saw it.
+
+    Attributes:
+        id: `img_1`, `img_2`, … in order of appearance.
+        tool: that made it.
+        size: `(width, height)` in pixels before the one resize; the calls of later turns refer to it.
+        image: at the size the model sees, or that as the bytes of a picture file, which travel lighter.
+    """
+
+    id: str
+    tool: str
+    size: tuple[int, int]
+    image: Image.Image | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +151,7 @@ class Rollout:
         step: optimizer step at which it was sampled.
         turns: the turns of a rollout with tools, in order; empty where the model had none to call.
         owner: for each of `token_ids`, 1 if it was sampled, 0 if it was put there; empty = all were sampled.
+        forced: an agent's budget was used up, and the model was told to answer.
     """
 
     row: Row
@@ -129,3 +166,6 @@ class Rollout:
     step: int = 0
     turns: tuple[Turn, ...] = ()
     owner: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+    pictures: tuple[ToolPicture, ...] = ()
+    forced: bool = False

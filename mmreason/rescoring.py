@@ -79,8 +79,22 @@ def _turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
         arguments = _field(turn, "arguments", dict, {}, f"arguments of the call in {where}")
         num_images = _field(turn, "num_images", int, 0, f"pictures that the call in {where} returned")
         text = _field(turn, "text", str, "", f"what the model wrote in {where}")
-        turns.append(Turn(text, tool, arguments, ok, num_images, tuple(shown)))
+        error = _field(turn, "error", str, "", f"why the call in {where} failed")
+        turns.append(Turn(text, tool, arguments, ok, num_images, tuple(shown), error, _piece(turn.get("piece"), where)))
     return tuple(turns)
+
+
+def _piece(given: Any, where: str) -> tuple[float, float, float, float] | None:
+    """The part of a picture that a call looked at."""
+    if given is None:
+        return None
+    numbers = isinstance(given, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in given)
+    if not numbers or len(given) != 4:
+        raise DataError(
+            f"'{where}.piece' must be four shares [x1, y1, x2, y2] of a picture, or null, not {given!r:.80}"
+        )
+    x1, y1, x2, y2 = given
+    return x1, y1, x2, y2
 
 
 def _field(record: Mapping[str, Any], name: str, kind: type, default: Any, meaning: str) -> Any:

@@ -299,4 +299,4 @@ def test_equal_seeds_play_equal_episodes(policy: Policy, agent_config: Callable[
 def test_agents_need_shared_prompts(agent_config: Callable[..., Any]) -> None:
     config = agent_config()
     with pytest.raises(ModelError, match="shared prompts"):
-        AgentLoop(Policy.load(config.model, device="cpu"), config.agent, 100)
+        build_agent(config, Policy.load(config.model, device="cpu"))

@@ -78,6 +78,13 @@ def test_reflective_phrases_are_whole_words(text: str, found: bool) -> None:
     assert bool(kept([candidate(text)], reflective_only=True)) == found
 
 
+@pytest.mark.parametrize(("right", "rows"), [(1, 0), (2, 1), (3, 1), (4, 0)])
+def test_the_bounds_of_the_band_belong_to_it(right: int, rows: int) -> None:
+    """SOPHIA's band before RL: shares of .4 and .6 are in."""
+    group = [candidate(f"answer {n}", correct=float(n < right)) for n in range(5)]
+    assert len(kept(group, min_pass_rate=0.4, max_pass_rate=0.6)) == rows
+
+
 def test_pass_rate_band_keeps_or_drops_whole_rows() -> None:
     group = [candidate("a"), candidate("b", correct=0.0), candidate("c", correct=0.0), candidate("d", correct=math.nan)]
     assert pass_rate(group) == pytest.approx(1 / 3)
@@ -105,6 +112,8 @@ def test_pairs_of_correct_and_wrong() -> None:
     assert pairs(group, max_pairs_per_row=9) == [("right, long", "wrong"), ("right", "bad")]
     assert pairs(group, prefer="shortest") == [("right", "wrong")]
     assert pairs(group[1:2]) == []
+    thoughtful = [*group, candidate("Wait, look again: right", tokens=9)]
+    assert pairs(thoughtful, reflective_only=True) == [("Wait, look again: right", "wrong")]
 
 
 def test_pairs_by_scores_follow_visrl() -> None:

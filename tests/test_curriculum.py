@@ -170,6 +170,11 @@ def test_rows_of_a_phase_do_not_depend_on_where_the_one_before_stopped() -> None
     assert found[0][0] == f"scene_qa/train/0/{PHASE_STRIDE}"
 
 
+def test_rows_taken_in_several_visits_add_up() -> None:
+    state = PhaseState(values=(1.0,)).moved(1, 2, 8, "a").moved(0, 3, 12, "b").moved(1, 4, 16, "a")
+    assert (state.used, state.start, state.entered, state.values) == ({"a": 12, "b": 4}, 16, 4, ())
+
+
 def test_going_back_to_a_phase_goes_on_with_its_rows() -> None:
     curriculum = curriculum_of({"name": "a", "by_hand": True}, {"name": "b", "set": {"task": {"name": "scene_qa"}}})
     seen = [curriculum.supply().source.row(position).id for position in range(4)]

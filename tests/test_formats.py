@@ -302,6 +302,23 @@ def test_observations_show_each_picture_behind_its_name_and_size(name: str) -> N
     assert "size 60, 30" in _text(wire.observation(outcomes))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("vilasr", "image 2 size 9, 9\n[image]\nnext"),
+        ("vrag", "img_1 size 9, 9\n[image]\nnext"),
+        ("deepeyes", "<tool_response>\nimg_1 size 9, 9\n[image]\n</tool_response>\nnext"),
+        ("native", "doneimg_1 size 9, 9\n[image]next"),
+    ],
+)
+def test_the_whole_observation(name: str, text: str) -> None:
+    store = ImageStore([Image.new("RGB", (9, 9))])
+    picture = store.add(NewPicture(store["img_0"].base, "img_0"), "draw_box")
+    outcomes = [Outcome(CUP), Outcome(CUP, "", (picture,))]
+    assert _text(FORMATS[name].observation(outcomes, "next")) == text
+    assert "done" in _text(FORMATS[name].observation([Outcome(CUP)]))
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_malformed_turn_is_answered_with_its_problem(name: str) -> None:
     problem = FORMATS[name].parse("<think>").problem
@@ -395,7 +412,7 @@ def _check_bounded(text: str, parsed: ParsedTurn) -> None:
 
 def test_hostile_text_never_raises_and_returns_little() -> None:
     rng = random.Random(17)
-    wires = [get_format(name, strict) for name in FORMATS for strict in (True, False)]
+    strict, tolerant = list(FORMATS.values()), [get_format(name, strict=False) for name in FORMATS]
     good = [TOOL_CALL, BOXES, LINES, ZOOM, "<search>a</search>", "<bbox>[1, 2, 3, 4]</bbox>"]
     kinds = {"calls": 0, "answer": 0, "problem": 0, "ended": 0}
     for number in range(10_000):
@@ -405,12 +422,12 @@ def test_hostile_text_never_raises_and_returns_little() -> None:
             cut = rng.randrange(len(turn))
             pieces = ["<think>x</think>\n", turn[:cut], *pieces[:1], turn[cut + rng.randrange(3) :], *pieces[1:2]]
         text = "".join(pieces)
-        for wire in wires:
+        for wire in strict + (tolerant if number % 5 == 0 else []):
             parsed = wire.parse(text)
             _check_bounded(text, parsed)
             found = "calls" if parsed.calls else "answer" if parsed.answer is not None else "ended"
             kinds["problem" if parsed.problem else found] += 1
-    assert min(kinds.values()) > 500, kinds
+    assert min(kinds.values()) > 200, kinds
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -452,7 +469,7 @@ def test_control_tokens_are_taken_apart(text: str) -> None:
         safe = without_control_tokens(text, tags)
         assert "<|" not in safe
         assert without_control_tokens(safe, tags) == safe
-        assert safe.encode()
+        assert safe.encode("utf-8").decode("utf-8") == safe
     assert "<tool_call>" not in without_control_tokens(text)
     assert "</tool_call>" not in without_control_tokens(text)
     if not {"<", "\x00", "\ud800"} & set(text):

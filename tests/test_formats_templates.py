@@ -117,8 +117,6 @@ def test_turns_and_observations_are_the_conversation_rendered_at_once(family: st
             messages += [{"role": "assistant", "content": said}, *seen]
             assert ids == ids_of(policy, render(policy, messages))
         assert ids.count(token(policy, IMAGE_PAD)) == pictures_in(messages)
-        openings = sum(m["role"] != "tool" for m in messages) + 1
-        assert ids.count(token(policy, "<|im_start|>")) >= openings
 
 
 @pytest.mark.parametrize("family", FAMILIES)

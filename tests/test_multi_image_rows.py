@@ -31,7 +31,7 @@ from mmreason.reward_kit.trl_bridge import from_trl
 from mmreason.run_records import rollout_record
 from mmreason.scoring import RewardRunner
 from mmreason.text import extract_answer
-from mmreason.train.sft import RowsDataset
+from mmreason.train.demonstrations import RowsDataset
 
 #: `a.png` is 640 × 480, `b.png` 300 × 200: this box lies in the first image only, and this one in both.
 ONLY_A, EITHER = [400, 300, 600, 470], [10, 20, 110, 120]
@@ -348,7 +348,8 @@ def test_rows_of_several_images_become_answers_to_learn(folder: Path) -> None:
     loader = ImageLoader(folder)
 
     def learned(target: dict[str, Any]) -> str:
-        return RowsDataset(policy, [read_one(folder, {**TWO, "target": target})], loader, 1, 0)[0].completion
+        data = RowsDataset(policy, [read_one(folder, {**TWO, "target": target})], loader, 1, 0)
+        return str(policy.tokenizer.decode(data[0].ids, skip_special_tokens=True))
 
     boxes = [EITHER, EITHER]
     assert (

@@ -194,7 +194,7 @@ def test_each_trains_and_saves_a_model(name: str, make_config: Callable[..., Any
 def test_all_styles_are_learned_from_together(random_model: Callable[[str], str]) -> None:
     from mmreason.config.schema import ModelConfig, SftPhase
     from mmreason.policy.policy import Policy
-    from mmreason.train.sft import IGNORE, Collator, MixtureDataset
+    from mmreason.train.demonstrations import IGNORE, Collator, MixtureDataset
 
     policy = Policy.load(ModelConfig(name=random_model("qwen2_5_vl"), max_pixels=12544), device="cpu")
     mixture = {f"{name}/{style}": 1.0 for name in NAMES for style in TASKS.get(name).styles}

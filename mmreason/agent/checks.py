@@ -8,13 +8,21 @@ from __future__ import annotations
 from mmreason.agent.tools import TOOLS, load_tool_files
 from mmreason.config.explain import suggest_word
 from mmreason.config.schema import RunConfig
+from mmreason.data.base import TASKS
+from mmreason.data.mixtures import TOOLS_STYLE, parse_mixture_key
 from mmreason.objectives.settings import MASKED_NEEDS, active_terms
 
 
 def agent_problems(config: RunConfig) -> list[str]:
-    """Why a run with these tools would fail; raises `PluginError` for a file of tools that cannot be used."""
+    """Why a run with these tools, or with a mixture that needs some, would fail.
+
+    Raises:
+        PluginError: a file of tools cannot be used.
+    """
+    problems = _mixture_problems(config)
+    if not config.agent.enabled:
+        return problems
     load_tool_files(config.agent.files)
-    problems = []
     for name in config.agent.tools:
         if name not in TOOLS:
             known = TOOLS.names()
@@ -34,4 +42,20 @@ def agent_problems(config: RunConfig) -> list[str]:
             f"agent.min_turn_tokens={config.agent.min_turn_tokens} leaves no room for an observation in "
             f"rollout.max_new_tokens={config.rollout.max_new_tokens}"
         )
+    return problems
+
+
+def _mixture_problems(config: RunConfig) -> list[str]:
+    """Tools that the oracles of a supervised mixture call and that the run does not have."""
+    if config.command != "sft":
+        return []
+    keys = [parse_mixture_key(key) for phase in config.sft.phases for key in phase.mixture]
+    problems = []
+    for name in dict.fromkeys(key.task for key in keys if key.with_tools):
+        missing = [tool for tool in TASKS.get(name).tools if tool not in config.agent.tools]
+        if missing:
+            problems.append(
+                f"sft.phases: {name}/{TOOLS_STYLE} calls {', '.join(missing)}: add "
+                f"'agent.tools=[{','.join([*config.agent.tools, *missing])}]'"
+            )
     return problems

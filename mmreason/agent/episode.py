@@ -26,6 +26,8 @@ from mmreason.records import Message, Row, Turn
 
 #: Characters of a call's arguments that are compared and kept.
 MAX_ARGUMENT_CHARS = 8192
+#: Tools that show a part of a picture.
+LOOKING_TOOLS = ("crop", "zoom")
 
 
 class Stop(StrEnum):
@@ -238,6 +240,7 @@ class Episode:
 
     def _note(self, turn: int, outcome: Outcome, *, first: bool) -> None:
         ids = tuple(picture.id for picture in outcome.pictures)
+        looked = outcome.call.tool in LOOKING_TOOLS and len(outcome.pictures) == 1
         self.turns.append(
             Turn(
                 self._text if first else "",
@@ -247,10 +250,20 @@ class Episode:
                 len(ids),
                 outcome.shown,
                 "" if outcome.error is None else outcome.error.value,
+                self._piece(outcome.pictures[0]) if looked else None,
             )
         )
         kind: EventKind = "observation" if outcome.error is None else "call_error"
         self._tell(Event(kind, turn, outcome.text, outcome.call, ids))
+
+    def _piece(self, picture: Picture) -> tuple[float, float, float, float] | None:
+        """The part of its parent that a picture shows, as shares of the parent's width and height."""
+        if picture.parent is None:
+            return None
+        parent = self.store[picture.parent]
+        x1, y1, x2, y2 = picture.to_root.then(parent.to_root.inverse()).box((0, 0, *picture.size))
+        width, height = parent.size
+        return x1 / width, y1 / height, x2 / width, y2 / height
 
     def take_back(self) -> Reply | None:
         """The observation does not fit: forget it whole, and let the model answer instead.

@@ -14,7 +14,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import Image
 
 from mmreason.agent.calls import Call, WireFormat
 from mmreason.agent.episode import Episode, Event, Reply, Stop
@@ -26,7 +28,7 @@ from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import ModelError
 from mmreason.policy.policy import open_image
-from mmreason.prompt_once.generation import Generation, Sampling
+from mmreason.prompt_once.generation import Sampling
 from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, PromptStore
 from mmreason.records import ImageGeometry, Row
 
@@ -34,6 +36,20 @@ if TYPE_CHECKING:
     from mmreason.config.schema import RunConfig
     from mmreason.images import ImageLoader
     from mmreason.policy.policy import Policy, Prepared
+    from mmreason.prompt_once.sharing import Sharing
+
+
+class Writer(Protocol):
+    """What writes the turns: `mmreason.prompt_once.generation.Generation`, or a script."""
+
+    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
+        """One turn of each of these rows."""
+        ...
+
+    def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
+        """Give a row more to read before it writes again."""
+        ...
+
 
 #: Told (row, event) as things happen.
 Listener = Callable[[int, Event], None]
@@ -48,6 +64,7 @@ class Trajectory:
         owner: for each, 1 if the model sampled it (the end of each turn included), 0 if it was put there.
         pictures: digests of the pictures among `ids`, in order of their placeholders.
         geometry: of the same pictures.
+        images: the same pictures at the size the model sees.
         turn_ends: how many of `ids` there are at the end of each turn of the model.
         texts: what the model wrote, turn by turn.
         episode: turns, events, pictures, answer and why it ended.
@@ -57,6 +74,7 @@ class Trajectory:
     owner: tuple[int, ...]
     pictures: tuple[Digest, ...]
     geometry: tuple[ImageGeometry, ...]
+    images: tuple[Image.Image, ...]
     turn_ends: tuple[int, ...]
     texts: tuple[str, ...]
     episode: Episode
@@ -92,6 +110,7 @@ class _Running:
     owner: list[int] = field(default_factory=list)
     pictures: list[Digest] = field(default_factory=list)
     geometry: list[ImageGeometry] = field(default_factory=list)
+    images: list[Image.Image] = field(default_factory=list)
     turn_ends: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     seen: dict[str, ImageGeometry] = field(default_factory=dict)
@@ -103,6 +122,7 @@ class _Running:
             tuple(self.owner),
             tuple(self.pictures),
             tuple(self.geometry),
+            tuple(self.images),
             tuple(self.turn_ends),
             tuple(self.texts),
             self.episode,
@@ -116,28 +136,23 @@ class _Observation:
     ids: list[int]
     digests: list[Digest]
     geometry: dict[str, ImageGeometry]
+    images: list[Image.Image]
 
 
 class AgentLoop:
     """Runs episodes.
 
     Args:
-        policy: writes; its prompts must be shared.
+        policy: writes, where its prompts are shared; else only scripts can be played.
         config: tools, format, budgets.
         max_tokens: of a completion, tools' answers included.
         loader: opens image paths of rows.
 
     Raises:
-        ModelError: the model's prompts are not shared, so that later turns could not go on from earlier ones.
         PluginError, ConfigError: a tool is unknown, or an option of one is wrong.
     """
 
     def __init__(self, policy: Policy, config: AgentConfig, max_tokens: int, loader: ImageLoader | None = None) -> None:
-        if policy.sharing is None:
-            raise ModelError(
-                "agent.tools needs shared prompts (policy.prompt_once=auto), and this model's are not shared: "
-                "see the line above, or choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with model.attention=auto"
-            )
         self.policy, self.config, self.max_tokens, self.loader = policy, config, max_tokens, loader
         self.wire: WireFormat = get_format(config.format, config.strict)
         self.toolbox = Toolbox.from_config(config, policy.family.box_frame)
@@ -181,7 +196,7 @@ class AgentLoop:
             listener: told what happens.
         """
         policy = self.policy
-        assert policy.sharing is not None
+        sharing = shared_or_refused(policy)
         distinct = {id(item): item for item in prepared}
         told = {key: self.prepare(item) for key, item in distinct.items()}
         ready = [told[id(item)] for item in prepared]
@@ -191,14 +206,14 @@ class AgentLoop:
         policy.model.eval()
         try:
             store = PromptStore(policy)
-            generation = policy.sharing.generation(policy.model, store, store.add(ready), multi_turn=True)
+            generation = sharing.generation(policy.model, store, store.add(ready), multi_turn=True)
             return self.run(generation, store, ready, sampling, listener)
         finally:
             policy.model.train(was_training)
 
     def run(
         self,
-        generation: Generation,
+        generation: Writer,
         store: PromptStore,
         prepared: Sequence[Prepared],
         sampling: Sampling,
@@ -207,7 +222,7 @@ class AgentLoop:
         """Let N episodes run to their ends.
 
         Args:
-            generation: made with `multi_turn=True`, one row for each of `prepared`, not yet sampled.
+            generation: a `Generation` made with `multi_turn=True`, one row for each of `prepared`, not yet sampled; or a script.
             store: its prompts and pictures; pictures of tools are added.
             prepared: the prompts.
             sampling: how turns are sampled; its limit of tokens holds for no turn (`agent.max_turn_tokens` does).
@@ -246,14 +261,18 @@ class AgentLoop:
         running.seen = dict(zip(episode.store.ids, prepared.geometry, strict=True))
         return running
 
+    def geometry_of(self, size: tuple[int, int]) -> ImageGeometry:
+        """How the model sees a picture of a tool of `size` (width, height)."""
+        return self.policy.geometry_of(size, self.config.picture_max_pixels)
+
     def _size_of(self, picture: Picture) -> tuple[int, int]:
         """Width and height of a picture in the frame in which the model writes boxes."""
-        seen = self.policy.geometry_of(picture.size, self.config.picture_max_pixels)
+        seen = self.geometry_of(picture.size)
         width, height = self.policy.family.box_frame.extent(seen)
         return round(width), round(height)
 
     def _write(
-        self, generation: Generation, rows: Sequence[_Running], writing: Sequence[int], sampling: Sampling
+        self, generation: Writer, rows: Sequence[_Running], writing: Sequence[int], sampling: Sampling
     ) -> list[tuple[str, bool]]:
         """One turn of each of these rows: its text, and whether it ended by itself."""
         room = [self._turn_room(rows[index]) for index in writing]
@@ -284,7 +303,7 @@ class AgentLoop:
     # ------------------------------------------------------------------ observations
 
     def _reply(
-        self, generation: Generation, store: PromptStore, index: int, running: _Running, outcomes: Sequence[Any]
+        self, generation: Writer, store: PromptStore, index: int, running: _Running, outcomes: Sequence[Any]
     ) -> bool:
         """Show a row what came of its calls; returns whether it goes on writing."""
         episode = running.episode
@@ -306,6 +325,7 @@ class AgentLoop:
         running.owner += [0] * len(seen.ids)
         running.pictures += seen.digests
         running.geometry += seen.geometry.values()
+        running.images += seen.images
         running.seen |= seen.geometry
         running.observed += len(seen.ids)
         return True
@@ -329,13 +349,28 @@ class AgentLoop:
             )
         counts = iter([seen.num_tokens for seen in geometry.values()])
         expanded = [token for one in ids for token in ([one] * next(counts) if one == pad else [one])]
-        return _Observation(expanded, digests, geometry)
+        return _Observation(expanded, digests, geometry, [image for image, _ in pairs])
+
+
+def shared_or_refused(policy: Policy) -> Sharing:
+    """How the model's prompts are shared; raises `ModelError` if they are not: later turns could not go on from earlier ones."""
+    if policy.sharing is None:
+        raise ModelError(
+            "agent.tools needs shared prompts (policy.prompt_once=auto), and this model's are not shared: "
+            "see the line above, or choose a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model with model.attention=auto"
+        )
+    return policy.sharing
 
 
 def build_agent(config: RunConfig, policy: Policy, loader: ImageLoader | None = None) -> AgentLoop | None:
-    """The loop of a run whose model may call tools; None for one without. Errors as `AgentLoop`."""
+    """The loop of a run whose model may call tools; None for one without.
+
+    Raises:
+        ModelError: the model's prompts are not shared. The others of `AgentLoop`.
+    """
     if not config.agent.enabled:
         return None
+    shared_or_refused(policy)
     return AgentLoop(policy, config.agent, config.rollout.max_new_tokens, loader)
 
 

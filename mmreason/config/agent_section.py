@@ -5,11 +5,14 @@ What enters: `agent.*` of the composed configuration. What leaves: an `AgentConf
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mmreason.config.base import Section
+
+FormatName = Literal["native", "vilasr", "vrag", "deepeyes"]
+FORMAT_NAMES: tuple[str, ...] = get_args(FormatName)
 
 
 class AgentConfig(Section):
@@ -20,7 +23,7 @@ class AgentConfig(Section):
 
     tools: tuple[str, ...] = Field((), description="names of the tools (`mmreason tool list`); empty = no tools")
     files: tuple[str, ...] = Field((), description="Python files that register tools of your own")
-    format: Literal["native", "vilasr", "vrag", "deepeyes"] = Field(
+    format: FormatName = Field(
         "native",
         description="how calls are written: as the family's chat template does, or as in ViLaSR, VRAG, DeepEyes",
     )

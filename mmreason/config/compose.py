@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,9 +34,9 @@ from pydantic import ValidationError
 
 from mmreason.config import explain
 from mmreason.config.curriculum import curriculum_problems, phase_configs
+from mmreason.config.needed_files import missing_files
 from mmreason.config.overrides import (
     expand_sweep,
-    looks_like_folder,
     prepare,
     quote,
     split_search_path,
@@ -125,9 +124,9 @@ def compose(
         problems += _chain_problems(config)
         problems += _curriculum_problems(config) if config.command == "train" and not problems else []
         if check_files:
-            problems += _missing_files(config, coming)
+            problems += missing_files(config, coming)
         if check_files and not problems:
-            problems += [line for phase in phase_configs(config) for line in _missing_files(phase, coming)]
+            problems += [line for phase in phase_configs(config) for line in missing_files(phase, coming)]
     if problems or config is None:
         raise _refusal(command, problems)
     return Composed(config, plain_dict(config), tuple(overrides), choices)
@@ -479,7 +478,7 @@ def _disagreements(config: RunConfig) -> list[str]:
 
         problems += objective_problems(config)
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
-    if config.agent.enabled:
+    if config.agent.enabled or config.sft.phases:
         from mmreason.agent.checks import agent_problems
 
         problems += agent_problems(config)
@@ -562,41 +561,3 @@ def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
         augment = sorted(word for word in typed if word.partition(".")[0] == "augment")
         return [f"{word}: only `mmreason train` changes pictures; leave it out" for word in augment]
     return []
-
-
-def _missing_files(config: RunConfig, coming: Collection[str]) -> list[str]:
-    """Files and folders that the run would need and that are not there, nor coming."""
-    problems = []
-    path = config.data.path
-    if path is not None and path not in coming and not Path(path).expanduser().is_file():
-        problems.append(f"data.path={config.data.path}: no such file{_nearby(Path(path))}")
-    if config.data.image_root is not None and not Path(config.data.image_root).expanduser().is_dir():
-        problems.append(f"data.image_root={config.data.image_root}: no such folder")
-    if config.resume not in ("none", "auto") and not Path(config.resume).expanduser().is_dir():
-        problems.append(
-            f"resume={config.resume}: no such checkpoint folder; use resume=auto for the newest of this run"
-        )
-    judge = config.judge.model if config.judge.kind == "local" else None
-    names = {"model.name": config.model.name, "eval.compare": config.eval.compare, "judge.model": judge}
-    for key, name in names.items():
-        if name is None or name in coming:
-            continue
-        if looks_like_folder(name) and not Path(name).expanduser().is_dir():
-            problems.append(f"{key}={name}: no such folder; give a folder with config.json, or a hub id ORG/NAME")
-    if config.judge.api_key_env is not None and not os.environ.get(config.judge.api_key_env, "").strip():
-        problems.append(
-            f"judge.api_key_env={config.judge.api_key_env}: this environment variable is not set; put the endpoint's key there"
-        )
-    if Path(config.out).expanduser().is_file():
-        problems.append(f"out={config.out}: this is a file; give a folder")
-    return problems
-
-
-def _nearby(path: Path) -> str:
-    """` Did you mean 'x'?` for a file of a similar name in the same folder."""
-    folder = path.expanduser().parent
-    if not folder.is_dir():
-        return f" (there is no folder {folder} either)"
-    names = [file.name for file in folder.iterdir() if file.is_file()]
-    near = explain.suggest_word(path.name, names)
-    return "." + near if near else ""

@@ -400,6 +400,7 @@ class Policy:
             step=step,
             turns=tuple(episode.turns),
             owner=trajectory.owner,
+            forced=episode.forced,
         )
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:

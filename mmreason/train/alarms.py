@@ -28,6 +28,10 @@ ZERO = 5e-3
 MAX_WITHOUT_SPREAD = 0.9
 #: Share of completions cut at the length limit that raises an alarm.
 MAX_TRUNCATED = 0.5
+#: Tools count as used at this share of calling episodes, and as given up below that one.
+CALLING, HARDLY_CALLING = 0.2, 0.05
+#: Shares that raise an alarm when they last: failed calls, looks at whole pictures, calls made before, episodes that were cut off.
+MAX_FAILING_CALLS, MAX_FULL_LOOKS, MAX_REPEATS, MAX_OVER_BUDGET = 0.5, 0.5, 0.3, 0.5
 #: Completions quoted in a message.
 SHOWN_SAMPLES = 3
 #: Another frame is named when the boxes overlap this much on average if read in it.
@@ -95,6 +99,8 @@ class AlarmBook:
         self._guard_factor = 1.0
         self._phase = math.nan
         self._watches = self._fresh_watches()
+        #: Largest share of episodes with a call so far.
+        self._most_calling = 0.0
 
     def _fresh_watches(self) -> tuple[ScoreWatch, ...]:
         return tuple(ScoreWatch(correct, self.reward_names) for correct in CORRECTNESS)
@@ -119,7 +125,7 @@ class AlarmBook:
         phase = metrics.get("curriculum/phase", math.nan)
         if phase != self._phase and not math.isnan(phase):
             # Scores of other rows or other rewards cannot be compared.
-            self._phase, self._watches = phase, self._fresh_watches()
+            self._phase, self._watches, self._most_calling = phase, self._fresh_watches(), 0.0
         raised = []
         for condition in (*self._guard_conditions(step, metrics, guard), *self._conditions(step, metrics, samples)):
             key = condition.key
@@ -148,6 +154,7 @@ class AlarmBook:
             if f"rewards/{name}" in metrics:
                 yield from self._reward_conditions(step, name, metrics[f"rewards/{name}"], samples)
         yield from self._spread_conditions(step, metrics)
+        yield from self._tool_conditions(step, metrics)
         truncated = metrics.get("truncated")
         if truncated is not None:
             text = (
@@ -228,6 +235,30 @@ class AlarmBook:
         little = share >= MAX_WITHOUT_SPREAD and "no spread" not in self._standing
         yield Condition("little spread", text if little else "", self.zero_steps)
 
+    def _tool_conditions(self, step: int, metrics: Mapping[str, float]) -> Iterator[Condition]:
+        """A model that gives its tools up, or calls them in vain (`mmreason.train.tool_metrics`)."""
+        rate = metrics.get("tools/call_rate")
+        if rate is None:
+            return
+        self._most_calling = max(self._most_calling, rate)
+        before = self._most_calling
+        text = (
+            f"step {step}: tool use collapses: {rate:.0%} of the episodes call a tool, and {before:.0%} did. Pay for calls that help "
+            "(reward conditional_bonus or curiosity), or warm up longer with `mmreason sft` on episodes with tools."
+        )
+        yield Condition("tools given up", text if rate < HARDLY_CALLING and before >= CALLING else "", self.zero_steps)
+        text = (
+            f"step {step}: no episode has called a tool for {self.zero_steps} steps. Does the model know how calls are written "
+            "(agent.format, agent.tell)? Warm up with `mmreason sft` on episodes with tools."
+        )
+        yield Condition("tools never called", text if before == 0 else "", self.zero_steps)
+        for key, name, most, told in _TOOL_ALARMS:
+            share = metrics.get(name, math.nan)
+            if key == "calls fail":
+                told = f"{told} ({_failing_kinds(metrics) or 'see tools/failures/…'})"
+            text = f"step {step}: {share:.0%} of {told}. See the turns: mmreason report {self.run_dir}"
+            yield Condition(key, text if share > most else "", self.zero_steps)
+
     def _reward_conditions(self, step: int, name: str, value: float, samples: Samples) -> Iterator[Condition]:
         text = (
             f"reward '{name}' has applied to no completion for {self.zero_steps} steps (step {step}). Does "
@@ -257,6 +288,37 @@ class AlarmBook:
             f"`mmreason reward score RUN/rollouts.jsonl --reward {name}` scores saved ones again."
             + _quoted([rollout.answer or rollout.text for rollout in samples])
         )
+
+
+#: Key, metric, share from which on it is reported, and what the share is of and means.
+_TOOL_ALARMS: tuple[tuple[str, str, float, str], ...] = (
+    ("calls fail", "tools/failure_rate", MAX_FAILING_CALLS, "the calls fail"),
+    (
+        "full looks",
+        "tools/full_looks",
+        MAX_FULL_LOOKS,
+        "the crops and zooms show the whole picture: the model calls for the sake of calling. Pay for calls only where the answer is right",
+    ),
+    (
+        "calls repeated",
+        "tools/failures/duplicate",
+        MAX_REPEATS,
+        "the calls were made before with the same arguments; they are not run again, and cost a turn",
+    ),
+    (
+        "over budget",
+        "tools/over_budget",
+        MAX_OVER_BUDGET,
+        "the episodes are cut off before their answer. Raise agent.max_turns or rollout.max_new_tokens, or ask for shorter turns",
+    ),
+)
+
+
+def _failing_kinds(metrics: Mapping[str, float]) -> str:
+    """The kinds of failed calls, most frequent first."""
+    begin = "tools/failures/"
+    found = {name.removeprefix(begin): value for name, value in metrics.items() if name.startswith(begin) and value > 0}
+    return ", ".join(f"{kind} {found[kind]:.0%}" for kind in sorted(found, key=lambda kind: -found[kind]))
 
 
 def box_diagnosis(samples: Samples, box_frame: str) -> str:
@@ -343,9 +405,9 @@ def _sampled(rollout: Rollout, found: LabelledBoxes) -> str:
 
 
 def _is_bad(name: str, value: float) -> bool:
-    """A NaN is a fault, except where it says 'applied to nothing': rewards, their spread, correctness and held-out scores."""
+    """A NaN is a fault, except where it says 'applied to nothing': rewards, their spread, correctness, tools and held-out scores."""
     if math.isnan(value):
-        return not name.startswith(("rewards/", "zero_variance_groups/", "eval/")) and name not in CORRECTNESS
+        return not name.startswith(("rewards/", "zero_variance_groups/", "eval/", "tools/")) and name not in CORRECTNESS
     return math.isinf(value)
 
 

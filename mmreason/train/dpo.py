@@ -42,9 +42,10 @@ from mmreason.run_records import RunFolder, to_plain, write_atomically
 from mmreason.stats import mean_interval, paired_difference
 from mmreason.train.callbacks import Interrupted, SignalWatch, StepCallback, process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest, weights_digest
+from mmreason.train.demonstrations import Collator, Demonstration
 from mmreason.train.grpo import TrainingDiverged
 from mmreason.train.opening import open_folder, run_identity
-from mmreason.train.sft import Collator, Demonstration, SupervisedTrainer, sft_arguments
+from mmreason.train.sft import SupervisedTrainer, sft_arguments
 
 REFERENCE = "reference.json"
 #: Pair id -> step -> reference's sums of log-probs of (chosen, rejected).
@@ -147,7 +148,7 @@ class PairScorer:
         return found
 
     def _padded(self, model: Any, sides: Sequence[PreparedSide]) -> torch.Tensor:
-        batch = self._collate([Demonstration(side.prepared, side.text) for side in sides])
+        batch = self._collate([Demonstration.of_text(self.policy, side.prepared, side.text) for side in sides])
         inputs = {name: tensor.to(self.policy.device) for name, tensor in batch.items()}
         summed: torch.Tensor = model(**inputs, fused_lm_head=True).log_probs.float().sum(dim=1)
         return summed

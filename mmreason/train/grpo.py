@@ -50,6 +50,7 @@ from mmreason.train.gathering import AllProcesses
 from mmreason.train.objective_hooks import StepFacts
 from mmreason.train.refill import SampledBatch
 from mmreason.train.rows import TrainingRows
+from mmreason.train.tool_metrics import gathered_tool_metrics
 
 _CAUSES = "Usual causes: a learning rate that is too high, 16-bit overflow."
 #: Metrics that TRL measures itself: our name -> TRL's.
@@ -386,6 +387,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         length, truncated, unparsed = self.accelerator.gather(facts).mean(dim=0).tolist()
         groups = total.view(-1, config.rollout.group_size)
         highest, lowest = groups.nan_to_num(-math.inf).amax(dim=1), groups.nan_to_num(math.inf).amin(dim=1)
+        correct = _correctness(config, dict(zip(self.reward_func_names, batch.values.unbind(1), strict=True)), batch)
         failed: Counter[str] = Counter()
         for (name, _), count in batch.failures.items():
             failed[name] += count
@@ -394,7 +396,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             **{f"rewards/{name}": _mean(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)},
             **{f"rewards/{name}": mean for name, mean in batch.parts.items()},
             "reward_std": float(total[total.isfinite()].std(correction=0)) if total.isfinite().any() else float("nan"),
-            **_correct_share(config, dict(zip(self.reward_func_names, batch.values.unbind(1), strict=True)), batch),
+            **({} if correct is None else {"correct": _mean(correct)}),
             "zero_variance_groups": float((highest - lowest <= 1e-6).float().mean()),
             **_without_spread(self.reward_func_names, batch.values, config.rollout.group_size),
             "completion_length": length,
@@ -406,6 +408,9 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             **self._judge_counts(),
             **self.refill_metrics,
         }
+        if self.agent is not None:
+            told = None if correct is None else correct.tolist()
+            self._sampled |= gathered_tool_metrics(batch.rollouts, told, AllProcesses())
         if config.trainer.save_rollouts:
             rollouts = gather_object(batch.rollouts)
             everyone = self.accelerator.gather(advantages)
@@ -535,9 +540,9 @@ def _without_spread(names: Sequence[str], values: torch.Tensor, group_size: int)
     return {f"zero_variance_groups/{name}": _mean(flat[:, k]) for k, name in enumerate(names)}
 
 
-def _correct_share(config: RunConfig, values: Mapping[str, torch.Tensor], batch: SampledBatch) -> dict[str, float]:
-    """`{"correct": share}` of the completions that `reward.correct` holds for; without it, that pass the metric which
-    held-out rows are judged by. Empty if that is none of the run's rewards.
+def _correctness(config: RunConfig, values: Mapping[str, torch.Tensor], batch: SampledBatch) -> torch.Tensor | None:
+    """`[N over all processes]`: 1 where `reward.correct` holds, NaN where it cannot be told; without it, where the metric passes
+    which held-out rows are judged by. None if that is none of the run's rewards.
 
     Args:
         config: the run.
@@ -555,8 +560,8 @@ def _correct_share(config: RunConfig, values: Mapping[str, torch.Tensor], batch:
         boxes = any("boxes" in rollout.row.target for rollout in batch.rollouts)
         condition = Condition("iou" if boxes else "exact", ">", 0.5)
     if condition.name not in values:
-        return {}
-    return {"correct": _mean(torch.from_numpy(condition.holds(values[condition.name].double().cpu().numpy())))}
+        return None
+    return torch.from_numpy(condition.holds(values[condition.name].double().cpu().numpy()))
 
 
 def _mean(values: torch.Tensor) -> float:

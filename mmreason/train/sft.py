@@ -12,192 +12,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mmreason.config.schema import RewardConfig, RunConfig, SftPhase, TaskConfig
-from mmreason.data.base import Task, TaskOptions, build_task
+from mmreason.config.schema import RewardConfig, RunConfig, TaskConfig
+from mmreason.data.base import build_task
 from mmreason.data.mixtures import parse_mixture_key
 from mmreason.errors import ConfigError, DataError, ResumeError
 from mmreason.evaluate import evaluate
-from mmreason.labelled_boxes import write_target_boxes
-from mmreason.policy.policy import Policy, Prepared
-from mmreason.records import Row
+from mmreason.policy.policy import Policy
 from mmreason.run_records import RunFolder, to_plain
 from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import SealedCheckpoints, check_same_run, drop_later, read_manifest
+from mmreason.train.demonstrations import Collator, Demonstration, MixtureDataset, RowsDataset, scripted_agents
 from mmreason.train.opening import open_folder, run_identity
-from mmreason.train.rows import FileRows
 
-#: Label of positions that do not count in the loss.
-IGNORE = -100
-
-#: Batches whose rows are put in order of length together.
-BATCHES_SORTED = 8
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """A prepared prompt and the text that the model should write."""
-
-    prepared: Prepared
-    completion: str
-
-
-@dataclass(frozen=True)
-class _Source:
-    """One entry of a mixture: a task at one difficulty, answered in one style."""
-
-    task: Task[TaskOptions]
-    style: str
-
-
-def parse_source(key: str, seed: int) -> _Source:
-    """Build `task/style` or `task/style/difficulty`; raises `ConfigError` with the styles there are."""
-    parsed = parse_mixture_key(key)
-    return _Source(build_task(parsed.config, seed), parsed.style)
-
-
-class MixtureDataset(Dataset[Demonstration]):
-    """Demonstrations in the order of their phases; the same place always holds the same one.
-
-    What is drawn for `BATCHES_SORTED` batches of a phase is put in order of length before it is cut into batches, and these are
-    shuffled: rows of a batch are of about one length, and little of it is padding.
-    """
-
-    def __init__(self, policy: Policy, phases: Sequence[SftPhase], batch_size: int, seed: int) -> None:
-        self.policy, self.seed, self.batch_size = policy, seed, batch_size
-        sources = {key: parse_source(key, seed) for phase in phases for key in phase.mixture}
-        self.tokens = {key: self._usual_tokens(source) for key, source in sources.items()}
-        self.sources = sources
-        self.starts = np.cumsum([0, *(phase.steps * batch_size for phase in phases)])
-        self.phases = [
-            (list(phase.mixture), np.asarray(list(phase.mixture.values())) / sum(phase.mixture.values()))
-            for phase in phases
-        ]
-        self._drawn: tuple[int, list[tuple[int, str]]] = (-1, [])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getitem__(self, position: int) -> Demonstration:
-        phase = int(np.searchsorted(self.starts, position, side="right")) - 1
-        size = BATCHES_SORTED * self.batch_size
-        first = position - (position - int(self.starts[phase])) % size
-        if self._drawn[0] != first:
-            self._drawn = (first, self._draw(phase, first, min(first + size, int(self.starts[phase + 1]))))
-        index, key = self._drawn[1][position - first]
-        return self._demonstration(self.sources[key], index)
-
-    def _draw(self, phase: int, first: int, end: int) -> list[tuple[int, str]]:
-        """Index and source of what is at places `first` to `end`."""
-        keys, weights = self.phases[phase]
-        drawn = [
-            (index, keys[int(np.random.default_rng([self.seed, index]).choice(len(keys), p=weights))])
-            for index in range(first, end)
-        ]
-        drawn.sort(key=lambda one: self.tokens[one[1]])
-        batches = [drawn[start : start + self.batch_size] for start in range(0, len(drawn), self.batch_size)]
-        order = np.random.default_rng([self.seed, first, 1]).permutation(len(batches))
-        return [one for batch in order for one in batches[batch]]
-
-    def _demonstration(self, source: _Source, index: int) -> Demonstration:
-        row = source.task.example(index, source.style)
-        prepared = self.policy.prepare(row)
-        completion = source.task.trace(row, source.style, prepared.geometry, self.policy.family.box_frame)
-        return Demonstration(prepared, completion)
-
-    def _usual_tokens(self, source: _Source) -> float:
-        """Mean number of tokens of a prompt and its completion, over a few."""
-        examples = [self._demonstration(source, index) for index in range(8)]
-        texts = [self.policy.render(one.prepared.messages) + one.completion for one in examples]
-        images = sum(geometry.num_tokens for one in examples for geometry in one.prepared.geometry)
-        return (sum(map(len, self.policy.tokenizer(texts)["input_ids"])) + images) / len(examples)
-
-
-class RowsDataset(Dataset[Demonstration]):
-    """The user's own rows: `columns.completion` is the text to learn, or else the answer is written without thinking.
-
-    Raises:
-        DataError: when it is made, if a row has neither a completion nor an answer nor boxes.
-    """
-
-    def __init__(self, policy: Policy, rows: Sequence[Row], loader: Any, count: int, seed: int) -> None:
-        for row in rows:
-            _refuse_nothing_to_learn(row)
-        self.policy, self.source, self.loader, self.count = policy, FileRows(rows, seed), loader, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Demonstration:
-        row = self.source.row(index)
-        prepared = self.policy.prepare(row, self.loader)
-        return Demonstration(prepared, self._completion(row, prepared))
-
-    def _completion(self, row: Row, prepared: Prepared) -> str:
-        if row.columns.get("completion") is not None:
-            return str(row.columns["completion"])
-        if "boxes" in row.target:
-            answer = write_target_boxes(row.target, prepared.geometry, self.policy.family.box_frame)
-        else:
-            answer = str(row.target["answer"])
-        return f"<think></think><answer>{answer}</answer>"
-
-
-def _refuse_nothing_to_learn(row: Row) -> None:
-    completion = row.columns.get("completion")
-    if completion is not None and not isinstance(completion, str):
-        raise DataError(f"row {row.id}: `completion` must be a text to learn, not {type(completion).__name__}")
-    if completion is None and "boxes" not in row.target and "answer" not in row.target:
-        raise DataError(
-            f"row {row.id} has nothing to learn: supervised training needs a `completion`, a final assistant turn, "
-            "or a target with `answer` or `boxes`"
-        )
-
-
-class Collator:
-    """Turns demonstrations into right-padded inputs `[B, T]` with labels on the completions only."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-
-    def __call__(self, items: Sequence[Demonstration]) -> dict[str, torch.Tensor]:
-        tokenizer = self.policy.tokenizer
-        images = [item.prepared.images for item in items]
-        prompts = self.policy.processor(
-            text=[self.policy.render(item.prepared.messages) for item in items],
-            images=images if any(images) else None,
-            padding=False,
-        )
-        completions = tokenizer([item.completion + tokenizer.eos_token for item in items], add_special_tokens=False)[
-            "input_ids"
-        ]
-        ids = [list(p) + list(c) for p, c in zip(prompts["input_ids"], completions, strict=True)]
-        length = max(map(len, ids))
-        batch: dict[str, torch.Tensor] = {
-            "input_ids": torch.full((len(ids), length), tokenizer.pad_token_id),
-            "attention_mask": torch.zeros(len(ids), length, dtype=torch.long),
-            "labels": torch.full((len(ids), length), IGNORE),
-            "mm_token_type_ids": torch.zeros(len(ids), length, dtype=torch.long),
-        }
-        for i, (row, completion) in enumerate(zip(ids, completions, strict=True)):
-            start = len(row) - len(completion)
-            batch["input_ids"][i, : len(row)] = torch.tensor(row)
-            batch["attention_mask"][i, : len(row)] = 1
-            batch["labels"][i, start : len(row)] = torch.tensor(completion)
-            batch["mm_token_type_ids"][i, :start] = torch.as_tensor(prompts["mm_token_type_ids"][i])
-        for key in ("pixel_values", "image_grid_thw"):
-            if key in prompts:
-                batch[key] = torch.as_tensor(np.asarray(prompts[key]))
-        return batch
+if TYPE_CHECKING:
+    from mmreason.agent.loop import AgentLoop
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
@@ -365,16 +202,32 @@ def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
         return _Examples(dataset, config.trainer.steps, file.skipped_by_kind, file.skipped_summary())
     if not config.sft.phases:
         raise ConfigError("mmreason sft needs sft.phases (see conf/recipe/tiny_vlm.yaml) or data=FILE.jsonl")
-    mixture = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed)
+    agents = scripted_agents(config, policy)
+    mixture = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed, agents, config.agent.format)
     return _Examples(mixture, sum(phase.steps for phase in config.sft.phases), {}, "")
 
 
 def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Greedy and sampled scores of every task in the mixture: RL takes what scores higher *when sampled*."""
-    names = sorted({parse_mixture_key(key).task for phase in config.sft.phases for key in phase.mixture})
+    """Greedy and sampled scores of every task in the mixture: RL takes what scores higher *when sampled*.
+
+    Tasks of which it saw episodes are played with tools as well.
+    """
+    if not config.trainer.eval_rows:
+        return {}
+    keys = [parse_mixture_key(key) for phase in config.sft.phases for key in phase.mixture]
+    ways = sorted({(key.task, key.format_of(config.agent.format) if key.with_tools else "") for key in keys})
+    agents: dict[str, AgentLoop | None] = {"": None}
+    if any(wire for _, wire in ways):
+        from mmreason.agent.loop import AgentLoop
+
+        policy.share_prompts(config.policy)
+        for wire in {wire for _, wire in ways if wire}:
+            options = config.agent.model_copy(update={"format": wire})
+            agents[wire] = AgentLoop(policy, options, config.rollout.max_new_tokens)
     result = {}
-    for name in names if config.trainer.eval_rows else []:
+    for name, wire in ways:
         task = build_task(TaskConfig(name=name), config.seed)
+        shown = f"{name} with tools ({wire})" if wire else name
         rows = [task.row(index, "held_out") for index in range(config.trainer.eval_rows)]
         for temperature in (0.0, 1.0):
             scored = evaluate(
@@ -386,8 +239,9 @@ def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, d
                 max_new_tokens=config.rollout.max_new_tokens,
                 batch_size=config.trainer.eval_batch_size,
                 temperature=temperature,
+                agent=agents[wire],
             )
-            result[f"{name}, {'greedy' if temperature == 0 else 'sampled at T = 1'}"] = scored.as_dict()
+            result[f"{shown}, {'greedy' if temperature == 0 else 'sampled at T = 1'}"] = scored.as_dict()
             for metric, interval in scored.intervals().items():
-                print(f"{name:<14} {'greedy' if temperature == 0 else 'T = 1':<7} {metric:<18} {interval}")
+                print(f"{shown:<14} {'greedy' if temperature == 0 else 'T = 1':<7} {metric:<18} {interval}")
     return result

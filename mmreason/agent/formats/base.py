@@ -198,17 +198,20 @@ class Format(ABC):
 
     def _observe(self, outcomes: Sequence[Outcome], notice: str, size_of: SizeOf) -> list[Message]:
         """All of it in one user message."""
-        parts = [part for outcome in outcomes for part in self._told(outcome, size_of)]
-        return [user([*parts, *([text_part(f"\n{notice}")] if notice else [])])]
+        return [user([*self._told(outcomes, size_of), *([text_part(f"\n{notice}")] if notice else [])])]
 
-    def _told(self, outcome: Outcome, size_of: SizeOf) -> list[dict[str, str]]:
-        """Parts of a message about one outcome: its text in one line, then each picture behind its name."""
-        text = self._names(without_control_tokens(outcome.text).strip())
-        if outcome.error is not None:
-            text = f"error: {text or outcome.error.value.replace('_', ' ')}"
-        parts = [text_part(f"{text}\n")] if text else []
-        for picture in outcome.pictures:
-            parts += [text_part(f"{self.introduce(picture, size_of(picture))}\n"), {"type": "image"}]
+    def _told(self, outcomes: Sequence[Outcome], size_of: SizeOf) -> list[dict[str, str]]:
+        """Parts of a message about outcomes: the text of each in one line, then its pictures, each behind its name."""
+        parts: list[dict[str, str]] = []
+        for outcome in outcomes:
+            text = self._names(without_control_tokens(outcome.text).strip())
+            if outcome.error is not None:
+                text = f"error: {text or outcome.error.value.replace('_', ' ')}"
+            parts += [text_part(f"{text}\n")] if text else []
+            for picture in outcome.pictures:
+                parts += [text_part(f"{self.introduce(picture, size_of(picture))}\n"), {"type": "image"}]
+        if parts and parts[-1]["type"] == "text":
+            parts[-1] = text_part(parts[-1]["text"].rstrip("\n"))
         return parts or [text_part("done")]
 
     def _names(self, text: str) -> str:

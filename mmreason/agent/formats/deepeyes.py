@@ -50,6 +50,6 @@ class DeepEyes(JsonCalls):
 
     def _observe(self, outcomes: Sequence[Outcome], notice: str, size_of: SizeOf) -> list[Message]:
         """One user message, what the tool returned between tags."""
-        told = [part for outcome in outcomes for part in self._told(outcome, size_of)]
+        told = self._told(outcomes, size_of)
         content = [text_part("<tool_response>\n"), *told, text_part("\n</tool_response>")]
         return [user([*content, *([text_part(f"\n{notice}")] if notice else [])])]

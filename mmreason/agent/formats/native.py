@@ -45,6 +45,7 @@ class Native(JsonCalls):
     def _observe(self, outcomes: Sequence[Outcome], notice: str, size_of: SizeOf) -> list[Message]:
         """One message of role `tool` for each call; what the loop says is a user's message."""
         messages: list[Message] = [
-            {"role": "tool", "name": outcome.call.tool, "content": self._told(outcome, size_of)} for outcome in outcomes
+            {"role": "tool", "name": outcome.call.tool, "content": self._told([outcome], size_of)}
+            for outcome in outcomes
         ]
         return [*messages, user([text_part(notice)])] if notice else messages

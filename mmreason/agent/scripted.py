@@ -1,0 +1,85 @@
+"""Episodes whose turns are known beforehand: an oracle's plan, or turns that were written before.
+
+What enters: the texts of the turns. What leaves: the same `Trajectory` that a model would have left, made by the same loop with the same
+tools and formats: cold-start traces, upper bounds, and replays of what was collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mmreason.agent.loop import AgentLoop, Trajectory
+from mmreason.data.base import PlannedTurn, Task, TaskOptions
+from mmreason.errors import DataError
+from mmreason.prompt_once.generation import Sampling
+from mmreason.prompt_once.prompts import Digest, PromptStore
+
+if TYPE_CHECKING:
+    from mmreason.policy.policy import Policy, Prepared
+
+
+@dataclass
+class ScriptedTurns:
+    """Stands where the model would write: says what the script says, as tokens, and reads nothing.
+
+    Attributes:
+        policy: its tokenizer writes the texts; its end-of-turn token ends each.
+        scripts: for each row, the texts of its turns.
+        said: how many turns of each row have been said.
+    """
+
+    policy: Policy
+    scripts: Sequence[Sequence[str]]
+    said: dict[int, int] = field(default_factory=dict)
+
+    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
+        """The next turn of these rows; after its last, a row only ends its turn."""
+        tokenizer = self.policy.tokenizer
+        found = []
+        for row in range(len(self.scripts)) if rows is None else rows:
+            place = self.said.get(row, 0)
+            self.said[row] = place + 1
+            text = self.scripts[row][place] if place < len(self.scripts[row]) else ""
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            found.append([*ids, tokenizer.eos_token_id][: sampling.max_new_tokens])
+        return found
+
+    def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
+        """A script goes on whatever it is shown."""
+
+
+def play_script(loop: AgentLoop, prepared: Sequence[Prepared], scripts: Sequence[Sequence[str]]) -> list[Trajectory]:
+    """Episodes in which the model's turns are those of the scripts.
+
+    Args:
+        loop: with the tools.
+        prepared: the prompts, not yet told of the tools.
+        scripts: texts of the turns of each.
+    """
+    policy = loop.policy
+    ready = [loop.prepare(item) for item in prepared]
+    store = PromptStore(policy)
+    sampling = Sampling(loop.max_tokens, stops=tuple(policy.stop_token_ids))
+    return loop.run(ScriptedTurns(policy, scripts), store, ready, sampling)
+
+
+def plan_texts(loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared) -> list[str]:
+    """The turns of the task's oracle as the loop's format writes them.
+
+    Raises:
+        DataError: the format cannot write one of them.
+        ConfigError: the task has no oracle.
+    """
+    turns = task.plan(prepared.row, loop.geometry_of, loop.policy.family.box_frame)
+    return [turn_text(loop, turn) for turn in turns]
+
+
+def turn_text(loop: AgentLoop, turn: PlannedTurn) -> str:
+    """One turn of a plan as text; raises `DataError` if the format cannot write it."""
+    if turn.answer is not None:
+        return loop.wire.write_answer(turn.thought, turn.answer)
+    if not turn.calls:
+        raise DataError("a planned turn holds neither a call nor an answer")
+    return loop.wire.write_calls(turn.thought, turn.calls)
