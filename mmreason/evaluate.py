@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,6 +264,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    from mmreason.agent.loop import build_agent
     from mmreason.data.readers import read_rows
     from mmreason.judge.build import build_judge
     from mmreason.policy.policy import Policy
@@ -284,6 +286,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     )
     results: dict[str, EvalResult] = {}
     found: dict[str, dict[str, float | int]] = {}
+    tools: dict[str, dict[str, float]] = {}
     judge = None
     for label, name in names.items():
         torch.manual_seed(config.seed)
@@ -291,7 +294,8 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         policy.share_prompts(config.policy)
         if judge is None or config.judge.kind == "policy":
             judge = build_judge(config.judge, policy, loader)
-        results[label] = evaluate(
+        score = partial(
+            evaluate,
             policy,
             rows,
             config.reward,
@@ -304,13 +308,27 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             judge=judge,
             view=_view(config, policy, loader),
         )
+        agent = build_agent(config, policy, loader)
+        results[label] = score(agent=agent)
         found[label] = measures(results[label].rollouts)
-        _tell_scores(
-            f"{name} on {len(rows)} held-out rows{_shown_how(config)}:", results[label].intervals(), found[label]
-        )
+        title = f"{name} on {len(rows)} held-out rows{_shown_how(config)}"
+        _tell_scores(f"{title}:", results[label].intervals(), found[label])
+        if agent is not None:
+            tools[label] = _tool_use(results[label])
+            _tell_scores("how it used its tools:", {}, tools[label])
+        if config.eval.without_tools and label == "after":
+            torch.manual_seed(config.seed)
+            results["without_tools"] = score(agent=None)
+            _tell_scores(f"{title}, without tools:", results["without_tools"].intervals())
     summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed, "measures": found}
     summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
     summary |= {label: result.as_dict() for label, result in results.items()}
+    if tools:
+        summary["tools"] = tools
+    if "without_tools" in results:
+        gain = results["after"].difference(results["without_tools"])
+        summary["difference_of_tools"] = {score: interval.as_dict() for score, interval in gain.items()}
+        _tell_scores(f"{config.model.name} with tools minus without, paired:", gain)
     if "before" in results:
         difference = results["after"].difference(results["before"])
         summary["difference"] = {score: interval.as_dict() for score, interval in difference.items()}
@@ -321,6 +339,16 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     folder.write_config(plain)
     folder.write_summary(summary)
     return summary
+
+
+def _tool_use(result: EvalResult) -> dict[str, float]:
+    """How the episodes of an evaluation used their tools: the metrics that apply to single episodes."""
+    from mmreason.train.tool_metrics import EpisodeFacts, tool_metrics
+
+    correct = result.scores.get("accuracy")
+    facts = [EpisodeFacts.of(rollout) for rollout in result.rollouts]
+    metrics = tool_metrics(facts, None if correct is None else correct.tolist())
+    return {name: value for name, value in metrics.items() if math.isfinite(value) and "group" not in name}
 
 
 def _view(config: RunConfig, policy: Policy, loader: ImageLoader | None) -> Callable[[Row], Row] | None:

@@ -151,6 +151,8 @@ class Rollout:
         step: optimizer step at which it was sampled.
         turns: the turns of a rollout with tools, in order; empty where the model had none to call.
         owner: for each of `token_ids`, 1 if it was sampled, 0 if it was put there; empty = all were sampled.
+        spans: the same as text, for people; empty for rollouts without tools.
+        pictures: those of tools, in order.
         forced: an agent's budget was used up, and the model was told to answer.
     """
 

@@ -17,6 +17,8 @@ from mmreason.text import extract_answer
 
 #: Assumed: records do not state patch and merge size; only rewards that count image tokens use them.
 _PATCH_SIZE, _MERGE_SIZE = 14, 2
+#: Most tokens of one rollout; a larger number is a damaged or hostile record.
+MAX_TOKENS = 10_000_000
 
 
 def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> Rollout:
@@ -59,6 +61,8 @@ def rollout_from_record(record: Mapping[str, Any], needs: frozenset[str] = froze
         box_frame=frame.value,
         step=_field(record, "step", int, 0, "the optimizer step"),
         turns=_turns(record),
+        owner=_owner(record),
+        forced=_forced(record),
     )
 
 

@@ -7,6 +7,7 @@ and iterators over them. Only the main process writes (the caller decides). No t
     RUN/metrics.jsonl      one JSON object per log step      RUN/final/         loads with plain transformers
     RUN/rollouts.jsonl     one JSON object per completion    RUN/summary.json   scores before and after
     RUN/images/<sha>.png   pictures that were in memory      RUN/report.html    made by `mmreason report RUN`
+    RUN/tools/<sha>.png    pictures that tools made, or .jpg; small copies, for people
 
 Steps count optimizer steps from 1 in both JSONL files: a rollout carries the number of the step it feeds,
 so that after `checkpoint-10` everything up to and including step 10 is kept and the rest can be cut.
@@ -15,11 +16,12 @@ so that after `checkpoint-10` everything up to and including step 10 is kept and
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -28,13 +30,17 @@ from PIL import Image
 
 from mmreason.errors import DataError
 from mmreason.prompt_boxes import with_boxes_written
-from mmreason.records import ImageSource, Message, Rollout
+from mmreason.records import ImageSource, Message, Rollout, ToolPicture
 
 #: Longest line that the readers accept, in bytes; one rollout record is a few kilobytes.
 MAX_LINE_BYTES = 32_000_000
 
 #: Pillow modes that PNG stores as they are; any other picture is converted to RGB.
 _PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA"})
+
+#: Longest side of the copy that is kept of a tool's picture, and up to which side it is lossless.
+TOOL_PICTURE_SIDE_PX, _LOSSLESS_SIDE_PX = 512, 256
+_JPEG_START = b"\xff\xd8"
 
 
 class RunFolder:
@@ -50,6 +56,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts.jsonl"
         self.images = self.path / "images"
+        self.tool_pictures = self.path / "tools"
         self.report = self.path / "report.html"
         self.final = self.path / "final"
         self.summary = self.path / "summary.json"
@@ -158,8 +165,24 @@ class RolloutWriter:
             record["rewards"] = {name: values[index] for name, values in rewards.items()}
             record["reward"] = total[index]
             record["advantage"] = advantages[index]
+            if rollout.pictures:
+                record["pictures"] = [self._tool_picture(picture) for picture in packed(rollout).pictures]
             lines.append(record)
         append_lines(self.folder.create().rollouts, lines)
+
+    def _tool_picture(self, picture: ToolPicture) -> dict[str, Any]:
+        """Save a packed picture unless it is there; returns what a record says of it."""
+        assert isinstance(picture.image, bytes)
+        suffix = ".jpg" if picture.image.startswith(_JPEG_START) else ".png"
+        name = hashlib.sha256(picture.image).hexdigest()[:32]
+        path = self.folder.tool_pictures / f"{name}{suffix}"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(picture.image)
+            temporary.replace(path)
+        place = path.relative_to(self.folder.path).as_posix()
+        return {"id": picture.id, "tool": picture.tool, "path": place, "size": list(picture.size)}
 
     def _place(self, image: ImageSource, saved: dict[int, str]) -> str:
         """Path of the picture relative to the run folder; one that is in memory is saved under its hash."""
@@ -201,23 +224,51 @@ def rollout_record(rollout: Rollout, step: int, image_paths: Sequence[str]) -> d
         "num_tokens": rollout.num_tokens,
         "stop_reason": rollout.stop_reason,
         **({"turns": [asdict(turn) for turn in rollout.turns]} if rollout.turns else {}),
+        **({"spans": [[int(one.sampled), one.num_tokens, one.text] for one in rollout.spans]} if rollout.spans else {}),
+        **({"forced": True} if rollout.forced else {}),
     }
+
+
+def packed(rollout: Rollout) -> Rollout:
+    """The rollout with small copies of its tools' pictures, as bytes: what travels between processes, and what is kept."""
+    if not any(isinstance(picture.image, Image.Image) for picture in rollout.pictures):
+        return rollout
+    pictures = (replace(picture, image=_small(picture.image)) for picture in rollout.pictures)
+    return replace(rollout, pictures=tuple(pictures))
+
+
+def _small(image: Image.Image | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    copy = image.convert("RGB")  # always a copy
+    copy.thumbnail((TOOL_PICTURE_SIDE_PX, TOOL_PICTURE_SIDE_PX), Image.Resampling.LANCZOS)
+    written = io.BytesIO()
+    if max(copy.size) <= _LOSSLESS_SIDE_PX:
+        copy.save(written, format="PNG")
+    else:
+        copy.save(written, format="JPEG", quality=85)
+    return written.getvalue()
 
 
 def save_picture(image: Image.Image, folder: Path) -> Path:
     """Save a picture as `<folder>/<hash of its content>.png` unless it is there already; return that path."""
     picture = image if image.mode in _PNG_MODES else image.convert("RGB")
-    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
-    digest.update(picture.tobytes())
-    if picture.mode == "P":
-        digest.update(bytes(picture.getpalette() or ()))
-    path = folder / f"{digest.hexdigest()[:32]}.png"
+    path = folder / f"{pixel_digest(picture)}.png"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         picture.save(temporary, format="PNG")
         temporary.replace(path)
     return path
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """32 hexadecimal digits that say what a picture holds: mode, size, pixels, palette."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.size} ".encode())
+    digest.update(picture.tobytes())
+    if picture.mode == "P":
+        digest.update(bytes(picture.getpalette() or ()))
+    return digest.hexdigest()[:32]
 
 
 def read_metrics(path: str | Path, torn_tail: Literal["raise", "skip"] = "skip") -> Iterator[dict[str, Any]]:

@@ -117,14 +117,15 @@ def sampled(trainer: MMReasonGRPOTrainer) -> dict[str, Any]:
     return output
 
 
+@pytest.mark.parametrize("keep_turns", [None, 1])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probs_of_the_trainer_are_those_of_sampling(
-    agent_config: Callable[..., Any], family: str, monkeypatch: pytest.MonkeyPatch
+    agent_config: Callable[..., Any], family: str, keep_turns: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, float]] = []
     monkeypatch.setattr(Recorded, "drawn", drawn, raising=False)
     monkeypatch.setattr("mmreason.prompt_once.sharing.Generation", Recorded)
-    trainer = agent_trainer(agent_config(family=family, policy={"prompt_once": "force"}))
+    trainer = agent_trainer(agent_config({"keep_turns": keep_turns}, family=family, policy={"prompt_once": "force"}))
     output = sampled(trainer)
     with torch.no_grad():
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
@@ -162,6 +163,34 @@ def test_packed_and_plain_passes_agree_where_pictures_lie_in_completions(
     plain = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, output["completion_ids"].shape[1])
     assert counted.any()
     torch.testing.assert_close(packed[0][counted], plain[0][counted], atol=2e-5, rtol=1e-5)
+
+
+def test_older_turns_leave_the_context_with_their_pictures(agent_config: Callable[..., Any]) -> None:
+    trainer = agent_trainer(agent_config({"keep_turns": 1, "max_turns": 6}))
+    sampled(trainer)
+    store = trainer._store
+    long = [(row, one) for row, one in enumerate(trainer.trajectories) if len(one.turn_ends) >= 4]
+    assert long
+    for row, one in long:
+        question = store.prompts[trainer._prompt_of_row[row]]
+        assert [part.end for part in one.segments] == list(one.turn_ends)
+        assert store.prompts[one.segments[0].prompt] == question
+        for before, part in zip(one.segments, one.segments[1:], strict=False):
+            context = store.prompts[part.prompt]
+            # The question, the turn before this one, and what came of it.
+            assert context.ids == (*question.ids, *one.ids[before.start : part.start])
+            assert len(context.pictures) - len(question.pictures) <= 1
+            assert all(one.owner[part.start : part.end])
+            assert not any(one.owner[before.end : part.start])
+
+
+def test_forgetting_trains(agent_config: Callable[..., Any]) -> None:
+    trainer = agent_trainer(agent_config({"keep_turns": 2}, objective={"beta": 0.01}, trainer={"steps": 2}))
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.fit()
+    after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
 
 
 def test_what_is_trained_is_what_was_sampled(agent_config: Callable[..., Any]) -> None:
@@ -232,7 +261,10 @@ def test_refilled_groups_keep_their_pictures(agent_config: Callable[..., Any]) -
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     output = trainer.filled_batch([{"position": p} for p in range(3) for _ in range(3)])
-    shown = [trainer._shown[index] for index in output["shown_index"].tolist()]
+    shown = [
+        tuple(digest for part in trainer._segments[index] for digest in part.pictures)
+        for index in output["episode_index"].tolist()
+    ]
     pad = trainer.policy.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
     merge = trainer.policy.family.merge_size
     for ids, mask, pictures in zip(output["completion_ids"], output["completion_mask"], shown, strict=True):

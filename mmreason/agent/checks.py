@@ -20,6 +20,8 @@ def agent_problems(config: RunConfig) -> list[str]:
         PluginError: a file of tools cannot be used.
     """
     problems = _mixture_problems(config)
+    if config.eval.without_tools and not config.agent.enabled:
+        problems.append("eval.without_tools compares with an evaluation with tools: give agent.tools, or leave it out")
     if not config.agent.enabled:
         return problems
     load_tool_files(config.agent.files)

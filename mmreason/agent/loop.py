@@ -20,6 +20,7 @@ from PIL import Image
 
 from mmreason.agent.calls import Call, WireFormat
 from mmreason.agent.episode import Episode, Event, Reply, Stop
+from mmreason.agent.eviction import Evicting
 from mmreason.agent.formats import get_format
 from mmreason.agent.images import ImageStore, Picture
 from mmreason.agent.rendering import render
@@ -28,7 +29,8 @@ from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import ModelError
 from mmreason.policy.policy import open_image
-from mmreason.prompt_once.generation import Sampling
+from mmreason.prompt_once.generation import Generation, Sampling
+from mmreason.prompt_once.packing import Segment
 from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, PromptStore
 from mmreason.records import ImageGeometry, Row
 
@@ -51,6 +53,14 @@ class Writer(Protocol):
         ...
 
 
+class Begin(Protocol):
+    """Makes a generation."""
+
+    def __call__(self, prompts: Sequence[int], *, multi_turn: bool = False) -> Generation:
+        """A generation whose rows continue these prompts of the store."""
+        ...
+
+
 #: Told (row, event) as things happen.
 Listener = Callable[[int, Event], None]
 
@@ -65,6 +75,8 @@ class Trajectory:
         pictures: digests of the pictures among `ids`, in order of their placeholders.
         geometry: of the same pictures.
         images: the same pictures at the size the model sees.
+        segments: the parts of `ids` that are scored, each with the prompt of the store that it continues: one, or one for each turn
+            where older turns leave the context.
         turn_ends: how many of `ids` there are at the end of each turn of the model.
         texts: what the model wrote, turn by turn.
         episode: turns, events, pictures, answer and why it ended.
@@ -75,6 +87,7 @@ class Trajectory:
     pictures: tuple[Digest, ...]
     geometry: tuple[ImageGeometry, ...]
     images: tuple[Image.Image, ...]
+    segments: tuple[Segment, ...]
     turn_ends: tuple[int, ...]
     texts: tuple[str, ...]
     episode: Episode
@@ -116,17 +129,35 @@ class _Running:
     seen: dict[str, ImageGeometry] = field(default_factory=dict)
     observed: int = 0
 
-    def finished(self) -> Trajectory:
+    def finished(self, prompt: int, contexts: Sequence[int]) -> Trajectory:
+        """The record of the episode.
+
+        Args:
+            prompt: of the row, in the store.
+            contexts: what each turn continues, where that differs from turn to turn; else empty.
+        """
+        whole = (Segment(prompt, 0, len(self.ids), tuple(self.pictures)),)
         return Trajectory(
             tuple(self.ids),
             tuple(self.owner),
             tuple(self.pictures),
             tuple(self.geometry),
             tuple(self.images),
+            self._turns_apart(contexts) or whole,
             tuple(self.turn_ends),
             tuple(self.texts),
             self.episode,
         )
+
+    def _turns_apart(self, contexts: Sequence[int]) -> tuple[Segment, ...]:
+        """A segment for each turn, without what was shown between them."""
+        found, start = [], 0
+        for context, end in zip(contexts, self.turn_ends, strict=bool(contexts)):
+            while not self.owner[start]:
+                start += 1
+            found.append(Segment(context, start, end))
+            start = end
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -206,15 +237,32 @@ class AgentLoop:
         policy.model.eval()
         try:
             store = PromptStore(policy)
-            generation = sharing.generation(policy.model, store, store.add(ready), multi_turn=True)
-            return self.run(generation, store, ready, sampling, listener)
+            prompts = store.add(ready)
+
+            def begin(rows: Sequence[int], *, multi_turn: bool = False) -> Generation:
+                return sharing.generation(policy.model, store, rows, multi_turn=multi_turn)
+
+            return self.run(self.writer(begin, store, prompts), store, prompts, ready, sampling, listener)
         finally:
             policy.model.train(was_training)
+
+    def writer(self, begin: Begin, store: PromptStore, prompts: Sequence[int]) -> Writer:
+        """What writes the turns of rows that continue these prompts.
+
+        Args:
+            begin: makes a generation whose rows continue prompts of the store.
+            store: the prompts.
+            prompts: of each row.
+        """
+        if self.config.keep_turns is not None:
+            return Evicting(begin, store, prompts, self.config.keep_turns)
+        return begin(prompts, multi_turn=True)
 
     def run(
         self,
         generation: Writer,
         store: PromptStore,
+        prompts: Sequence[int],
         prepared: Sequence[Prepared],
         sampling: Sampling,
         listener: Listener | None = None,
@@ -222,8 +270,9 @@ class AgentLoop:
         """Let N episodes run to their ends.
 
         Args:
-            generation: a `Generation` made with `multi_turn=True`, one row for each of `prepared`, not yet sampled; or a script.
+            generation: made by `writer`, one row for each of `prepared`, not yet sampled; or a script.
             store: its prompts and pictures; pictures of tools are added.
+            prompts: index in the store of each row's prompt.
             prepared: the prompts.
             sampling: how turns are sampled; its limit of tokens holds for no turn (`agent.max_turn_tokens` does).
             listener: told what happens.
@@ -251,7 +300,8 @@ class AgentLoop:
                 if self._reply(generation, store, index, rows[index], [next(outcomes) for _ in range(count)])
             ]
             self.clock.observe_s += time.monotonic() - started
-        return [running.finished() for running in rows]
+        contexts = generation.contexts if isinstance(generation, Evicting) else [[]] * len(rows)
+        return [one.finished(*told) for one, *told in zip(rows, prompts, contexts, strict=True)]
 
     def _begin(self, index: int, prepared: Prepared, listener: Listener | None) -> _Running:
         row = prepared.row

@@ -62,7 +62,7 @@ def play_script(loop: AgentLoop, prepared: Sequence[Prepared], scripts: Sequence
     ready = [loop.prepare(item) for item in prepared]
     store = PromptStore(policy)
     sampling = Sampling(loop.max_tokens, stops=tuple(policy.stop_token_ids))
-    return loop.run(ScriptedTurns(policy, scripts), store, ready, sampling)
+    return loop.run(ScriptedTurns(policy, scripts), store, [0] * len(ready), ready, sampling)
 
 
 def plan_texts(loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared) -> list[str]:

@@ -153,7 +153,7 @@ class Toolbox:
             arguments = Reader(job.store, coordinates, self.limits).read(spec, job.call.arguments)
             needs = {
                 "store": job.store,
-                "row": replace(job.row, images=()),
+                "row": _without_pictures(job.row),
                 "limits": self.limits,
                 "coordinates": coordinates,
             }
@@ -168,6 +168,12 @@ class Toolbox:
         known = list(self.by_name)
         hint = did_you_mean(name[:64], known) if isinstance(name, str) else ""
         raise ToolError(f"there is no tool {quoted(name)}.{hint} Tools: {', '.join(known)}.", CallError.unknown_tool)
+
+
+def _without_pictures(row: Row) -> Row:
+    """What a tool is told of the question: its pictures are in the store, and would be sent twice."""
+    columns = {name: value for name, value in row.columns.items() if name != "hidden"}
+    return replace(row, images=(), columns=columns)
 
 
 def _outcome(job: Job, answer: ToolAnswer) -> RawOutcome:

@@ -62,12 +62,12 @@ class ToolEnvironment:
         """Begin a rollout.
 
         Args:
-            row: the columns of the example; pictures in `images` or `image`, hidden ones by name in `hidden_images`.
+            row: the columns of the example; pictures in `images` or `image`, hidden ones by name in `hidden`.
 
         Returns:
             Which pictures there are, for the end of the prompt.
         """
-        hidden = row.get("hidden_images") or {}
+        hidden = row.get("hidden") or {}
         self._store = ImageStore(_pictures(row), {name: one.convert("RGB") for name, one in hidden.items() if one})
         self._row = Row(str(row.get("id", "")), (), (), {}, columns=row)
         return "\n" + " ".join(_named(picture) for picture in self._store.pictures) if len(self._store) else ""

@@ -56,6 +56,11 @@ class AgentConfig(Section):
     picture_max_pixels: PositiveInt | None = Field(
         None, description="pixel budget of pictures from tools; null = model.max_pixels"
     )
+    keep_turns: PositiveInt | None = Field(
+        None,
+        description="newest turns, with what tools returned to them, that stay in the context; older ones leave it, and the "
+        "model keeps what it needs in a <summary>; null = all stay",
+    )
     deadline_s: PositiveFloat = Field(10.0, description="seconds for one call")
     workers: Annotated[int, Field(ge=0, le=64)] | None = Field(
         None, description="processes that run tools; null = by the number of cores, 0 = in the training process"

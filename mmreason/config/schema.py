@@ -222,6 +222,9 @@ class EvalConfig(Section):
         0.0, description="chance of each cell of a picture to be blackened before the model sees it; 0 = whole pictures"
     )
     mask_patch_px: PositiveInt = Field(14, description="side of such a cell in pixels of the original picture")
+    without_tools: bool = Field(
+        False, description="with agent.tools: also evaluate `model` without them, and compare row by row"
+    )
 
 
 class JudgeConfig(Section):

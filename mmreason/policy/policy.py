@@ -386,6 +386,8 @@ class Policy:
 
     def episode_rollout(self, prepared: Prepared, group: int, trajectory: Trajectory, step: int = 0) -> Rollout:
         """Make the record of one episode with tools."""
+        from mmreason.agent.spans import new_pictures, spans_of
+
         episode = trajectory.episode
         return Rollout(
             row=prepared.row,
@@ -400,6 +402,8 @@ class Policy:
             step=step,
             turns=tuple(episode.turns),
             owner=trajectory.owner,
+            spans=spans_of(self, trajectory),
+            pictures=tuple(new_pictures(trajectory)),
             forced=episode.forced,
         )
 

@@ -31,6 +31,22 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A part of a row's completion that continues a prompt of its own, where older turns have left the context.
+
+    Attributes:
+        prompt: index in the store.
+        start, end: tokens of the completion.
+        pictures: digests of the pictures among them.
+    """
+
+    prompt: int
+    start: int
+    end: int
+    pictures: tuple[Digest, ...] = ()
+
+
+@dataclass(frozen=True)
 class PackedInputs:
     """One packed row.
 

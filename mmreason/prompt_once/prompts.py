@@ -135,6 +135,10 @@ class PromptStore:
             self._seen[id(row)] = (row, self._index_of(tuple(ids), tuple(row_digests)))
         return [self._seen[id(row)][1] for row in rows]
 
+    def add_ids(self, ids: Sequence[int], pictures: Sequence[Digest]) -> int:
+        """Index of a prompt given as tokens, placeholders expanded, and pictures that are in the store."""
+        return self._index_of(tuple(ids), tuple(pictures))
+
     def add_pictures(self, images: Sequence[Image.Image]) -> list[Digest]:
         """Digests of pictures; those not yet known are processed in one call."""
         digests = [digest_of(image) for image in images]

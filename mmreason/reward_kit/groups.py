@@ -285,7 +285,7 @@ class Groups:
 
 def _without_images(member: Member) -> Member:
     rollout = member.facts.rollout
-    bare = replace(rollout, row=replace(rollout.row, images=()))
+    bare = replace(rollout, row=replace(rollout.row, images=()), pictures=())
     return replace(member, facts=RolloutFacts(bare, member.facts.progress))
 
 

@@ -35,7 +35,7 @@ from mmreason.policy.policy import Policy
 from mmreason.prompt_once.support import enable
 from mmreason.records import Rollout
 from mmreason.reward_kit.composition import Condition
-from mmreason.run_records import RolloutWriter, RunFolder
+from mmreason.run_records import RolloutWriter, RunFolder, packed
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.train.callbacks import Listener, SignalWatch, StageClock, StepCallback, gpu_synchronize, process_state
 from mmreason.train.checkpoints import (
@@ -412,7 +412,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             told = None if correct is None else correct.tolist()
             self._sampled |= gathered_tool_metrics(batch.rollouts, told, AllProcesses())
         if config.trainer.save_rollouts:
-            rollouts = gather_object(batch.rollouts)
+            rollouts = gather_object([packed(rollout) for rollout in batch.rollouts])
             everyone = self.accelerator.gather(advantages)
             if self.accelerator.is_main_process:
                 columns = {name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)}

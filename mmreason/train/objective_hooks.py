@@ -225,10 +225,10 @@ class ObjectiveHooks(ToolTurns):
     def _masked_view(self, prompts: list[int]) -> Iterator[None]:
         """Let the log-prob method read the masked prompts."""
         missing = object()
-        before = {name: getattr(self, name, missing) for name in ("_store", "_prompt_of_row", "_shown_of_row")}
+        before = {name: getattr(self, name, missing) for name in ("_store", "_prompt_of_row", "_segments_of_row")}
         assert self._masked_store is not None
         self._store, self._prompt_of_row = self._masked_store, prompts
-        self._shown_of_row = [()] * len(prompts)
+        self._segments_of_row = [()] * len(prompts)
         try:
             yield
         finally:

@@ -183,9 +183,9 @@ class RefilledBatches(ObjectiveHooks):
             self.sampled.parts,
         )
         self._prompt_of_row = output["prompt_index"].tolist()
-        shown = output["shown_index"].tolist() if "shown_index" in output else []
+        episodes = output["episode_index"].tolist() if "episode_index" in output else []
         # Otherwise that of the last round would stand, which may have had fewer rows.
-        self._shown_of_row = [self._shown[index] for index in shown] or [()] * len(self._prompt_of_row)
+        self._segments_of_row = [self._segments[index] for index in episodes] or [()] * len(self._prompt_of_row)
         return output
 
 

@@ -81,7 +81,7 @@ class ReplayedBatches(RefilledBatches):
         total = torch.cat([part.total for part in parts] + [group.tensors["total"] for group in stored])
         self.sampled = SampledBatch(rollouts, values.to(device), total.to(device), failures, self.sampled.parts)
         self._prompt_of_row = merged["prompt_index"].tolist()
-        self._shown_of_row = [()] * len(self._prompt_of_row)
+        self._segments_of_row = [()] * len(self._prompt_of_row)
         return merged
 
     def _replayed(self, group: ReplayGroup, like: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:

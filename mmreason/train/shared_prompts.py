@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import GRPOTrainer
@@ -21,10 +21,13 @@ from trl.trainer.utils import split_tensor_dict
 from mmreason.policy.policy import Policy, Prepared
 from mmreason.prompt_once.generation import Generation, Sampling
 from mmreason.prompt_once.layout import token_ratio
-from mmreason.prompt_once.packing import Completion, group_completions, pack
+from mmreason.prompt_once.packing import Completion, Segment, group_completions, pack
 from mmreason.prompt_once.prompts import Digest, Features, PromptStore
 from mmreason.prompt_once.sharing import Sharing
 from mmreason.prompt_once.support import tower_is_frozen
+
+if TYPE_CHECKING:
+    from mmreason.agent.loop import Begin
 
 
 class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
@@ -55,10 +58,10 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             # Decided by the first pass over the batch, for all of them: their log-probs are compared with each other.
             self._packs: bool | None = None
             self.sharing_metrics = {}
-            #: Pictures inside completions, for each row that has been sampled for this batch.
-            self._shown: list[tuple[Digest, ...]] = []
+            #: What each row that has been sampled for this batch continues, part by part; empty = its prompt, as a whole.
+            self._segments: list[tuple[Segment, ...]] = []
         self._prompt_of_row = self._store.add(prepared)
-        self._shown_of_row: list[tuple[Digest, ...]] = [()] * len(prepared)
+        self._segments_of_row: list[tuple[Segment, ...]] = [()] * len(prepared)
         self.sharing_metrics |= {
             "prompt_once/prompts": float(len(self._store.prompts)),
             "prompt_once/pictures": float(self._store.processor_calls),
@@ -97,8 +100,8 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        with self.generation() as generation:
-            completions = generation.sample(self.sampling)
+        with self.generations() as begin:
+            completions = begin(self._prompt_of_row).sample(self.sampling)
         return completions, None
 
     @property
@@ -114,9 +117,10 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
         )
 
     @contextmanager
-    def generation(self, *, multi_turn: bool = False) -> Iterator[Generation]:
-        """The rows of the batch, each after its prompt, ready to be sampled; what that costs is counted when it is over."""
-        assert self.sharing is not None
+    def generations(self) -> Iterator[Begin]:
+        """Makes generations whose rows continue prompts of the batch; what they cost is counted when it is over."""
+        sharing, begun = self.sharing, list[Generation]()
+        assert sharing is not None
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -128,11 +132,15 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
             self.accelerator.autocast(),
         ):
-            generation = self.sharing.generation(unwrapped, self._store, self._prompt_of_row, multi_turn=multi_turn)
-            yield generation
+
+            def begin(prompts: Sequence[int], *, multi_turn: bool = False) -> Generation:
+                begun.append(sharing.generation(unwrapped, self._store, prompts, multi_turn=multi_turn))
+                return begun[-1]
+
+            yield begin
         for name in ("prefill_tokens", "decode_tokens", "patches"):
             before = self.sharing_metrics.get(f"prompt_once/{name}", 0.0)
-            self.sharing_metrics[f"prompt_once/{name}"] = before + float(getattr(generation.work, name))
+            self.sharing_metrics[f"prompt_once/{name}"] = before + sum(float(getattr(g.work, name)) for g in begun)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
         """Why: the log-prob method is not told which rows it gets."""
@@ -144,14 +152,14 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
     @contextmanager
     def rows_of(self, inputs: Mapping[str, Any]) -> Iterator[None]:
         """Let the log-prob method know the rows of a micro-batch."""
-        whole = self._prompt_of_row, self._shown_of_row
+        whole = self._prompt_of_row, self._segments_of_row
         self._prompt_of_row = inputs["prompt_index"].tolist()
-        shown = inputs["shown_index"].tolist() if "shown_index" in inputs else []
-        self._shown_of_row = [self._shown[index] for index in shown] or [()] * len(self._prompt_of_row)
+        episodes = inputs["episode_index"].tolist() if "episode_index" in inputs else []
+        self._segments_of_row = [self._segments[index] for index in episodes] or [()] * len(self._prompt_of_row)
         try:
             yield
         finally:
-            self._prompt_of_row, self._shown_of_row = whole
+            self._prompt_of_row, self._segments_of_row = whole
 
     @staticmethod
     def loss_mask(inputs: Mapping[str, Any]) -> torch.Tensor:
@@ -185,11 +193,12 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
                 model, input_ids, attention_mask, logits_to_keep, **options, **fields
             )
-        completions = self._completions(input_ids, attention_mask, logits_to_keep)
+        completions, row_of, first_of = self._completions(input_ids, attention_mask, logits_to_keep)
         ratio = token_ratio(group_completions(self._store, completions)[1])
         self.sharing_metrics |= {"prompt_once/token_ratio": ratio, "prompt_once/packed": 1.0}
         if self._packs is None:
-            self._packs = ratio >= sharing.min_token_ratio
+            # Turns that continue contexts of their own are no rows of the usual path.
+            self._packs = ratio >= sharing.min_token_ratio or any(len(parts) > 1 for parts in self._segments_of_row)
         if not self._packs:
             self.sharing_metrics["prompt_once/packed"] = 0.0
             return super()._get_per_token_logps_and_entropies(  # type: ignore[no-any-return]
@@ -201,8 +210,8 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
         for inputs in packing.inputs:
             with self.accelerator.autocast():
                 output = sharing.score(model, inputs, self._store)
-            rows.append(inputs.rows)
-            columns.append(inputs.columns)
+            rows.append(row_of[inputs.rows])
+            columns.append(inputs.columns + first_of[inputs.rows])
             log_probs.append(output.log_probs[0])
             if compute_entropy:
                 entropies.append(output.entropy[0])
@@ -213,18 +222,29 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
 
     def _completions(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, logits_to_keep: int
-    ) -> list[Completion]:
-        """What each row's completion is; a row that is masked out has none."""
+    ) -> tuple[list[Completion], torch.Tensor, torch.Tensor]:
+        """What continues which prompt: a row's completion, or its turns; a row that is masked out has an empty one.
+
+        Returns:
+            The completions; and `[n]` of each of them, its row and the column at which it begins.
+        """
         lengths = attention_mask[:, -logits_to_keep:].sum(dim=1).tolist()
         tokens = input_ids[:, -logits_to_keep:].tolist()
-        rows = zip(self._prompt_of_row, tokens, lengths, self._shown_of_row, strict=True)
-        return [Completion(prompt, tuple(row[:length]), shown if length else ()) for prompt, row, length, shown in rows]
+        found, rows, firsts = [], [], []
+        told = zip(self._prompt_of_row, tokens, lengths, self._segments_of_row, strict=True)
+        for row, (prompt, ids, length, segments) in enumerate(told):
+            for part in segments if segments and length else (Segment(prompt, 0, length),):
+                found.append(Completion(part.prompt, tuple(ids[part.start : part.end]), part.pictures))
+                rows.append(row)
+                firsts.append(part.start)
+        device = input_ids.device
+        return found, torch.tensor(rows, device=device), torch.tensor(firsts, device=device)
 
     def _stock_fields(self, input_ids: torch.Tensor) -> dict[str, Any]:
         """Pictures of the rows as TRL's own path wants them: one copy a row."""
         shown = [
             self._store.prompts[index].pictures + inside
-            for index, inside in zip(self._prompt_of_row, self._shown_of_row, strict=True)
+            for index, inside in zip(self._prompt_of_row, self._pictures_inside(), strict=True)
         ]
         pixels = self._store.pixels([digest for pictures in shown for digest in pictures])
         if not pixels:
@@ -234,6 +254,10 @@ class SharedPrompts(GRPOTrainer):  # type: ignore[misc]
             "num_images": [len(pictures) for pictures in shown],
             "mm_token_type_ids": (input_ids == self.policy.model.config.image_token_id).int(),
         }
+
+    def _pictures_inside(self) -> list[tuple[Digest, ...]]:
+        """Pictures in each row's completion."""
+        return [tuple(digest for part in parts for digest in part.pictures) for parts in self._segments_of_row]
 
 
 def whole_groups_shuffled(prompt_index: torch.Tensor) -> torch.Tensor:

@@ -45,12 +45,13 @@ class ToolTurns(SharedPrompts):
         """Why: TRL's tool loop ends an episode at the first malformed call, runs tools in the trainer and knows no budgets."""
         if self.agent is None:
             return super()._generate(prompts)
-        with self.generation(multi_turn=True) as generation:
-            self.trajectories = self.agent.run(generation, self._store, self._prepared, self.sampling)
-        first = len(self._shown)
-        self._shown += [one.pictures for one in self.trajectories]
-        self._shown_of_row = self._shown[first:]
-        self._first_shown = first
+        with self.generations() as begin:
+            writer = self.agent.writer(begin, self._store, self._prompt_of_row)
+            rows = self._prompt_of_row, self._prepared
+            self.trajectories = self.agent.run(writer, self._store, *rows, self.sampling)
+        self._first_episode = len(self._segments)
+        self._segments += [one.segments for one in self.trajectories]
+        self._segments_of_row = self._segments[self._first_episode :]
         self._count(self.trajectories)
         prompt_ids = [list(self._store.prompts[index].ids) for index in self._prompt_of_row]
         completion_ids = [list(one.ids) for one in self.trajectories]
@@ -76,12 +77,12 @@ class ToolTurns(SharedPrompts):
         self._metrics["train"]["num_tokens"] = [self.state.num_input_tokens_seen]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Why: remember which pictures each completion shows, and which episodes stay out of their group."""
+        """Why: remember what each completion continues and shows, and which episodes stay out of their group."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self.agent is None:
             return output
         device = self.accelerator.device
-        output["shown_index"] = torch.arange(self._first_shown, len(self._shown), device=device)
+        output["episode_index"] = torch.arange(self._first_episode, len(self._segments), device=device)
         if self.agent.config.over_budget == "leave_out":
             gone = [one.stop.over_budget for one in self.trajectories]
             output["left_out"] = torch.tensor(gone, device=device)
