@@ -54,6 +54,12 @@ tools
   tool try --image FILE NAME KEY=VALUE …
                                 call a tool as a model would; writes the picture
 
+agents
+  agent --image FILE "question" [KEY=VALUE …]
+                                a model answers with tools: every step, and a trace of it
+  agent --web                   the same on a page, and every tool by hand
+  agent replay TRACE            play a trace again with the real tools; what differs
+
 data
   data list                     every task and its options
   data preview TASK             a picture of the first rows, answers drawn
@@ -418,6 +424,83 @@ def _add_tool_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", "--files", action="append", default=[], metavar="FILE.py", help=text)
 
 
+def _agent(words: list[str]) -> int:
+    if words and words[0] == "replay":
+        return _agent_replay(words[1:])
+    parser = _agent_parser()
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.agent import command
+
+    if given.web:
+        # What stands in the place of the question is an option: on the page, the question is asked there.
+        given.options = [word for word in (given.question, *given.options) if word is not None]
+        return command.run_web(given)
+    if given.question is None:
+        raise ConfigError(f'which question? mmreason agent --image FILE "question"\n{parser.format_usage().strip()}')
+    for path in (*given.image, *given.hidden):
+        _must_be_file(path)
+    return command.run_agent(given)
+
+
+def _agent_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mmreason agent",
+        description="Let a model answer with tools: shows every thought, call and picture, and writes a trace.",
+        epilog="examples: mmreason agent --image photo.png 'What does the sign say?' --tools crop,zoom max_turns=4 · mmreason agent "
+        "--web · mmreason agent replay traces/photo-1",
+    )
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="in quotes")
+    parser.add_argument(
+        "options", nargs="*", metavar="KEY=VALUE", help="budgets, such as max_turns=4 max_calls=6 max_pictures=3 "
+        "max_new_tokens=800; or any option of `mmreason eval --options`"
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--image", action="append", default=[], type=Path, metavar="FILE", help="img_0, img_1, …")
+    add(
+        "--hidden",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="a frame, or a page with its text in a .txt",
+    )
+    add("--model", default="tiny", metavar="NAME", help="the embedded model (default), a folder, a run, a hub id")
+    add("--tools", metavar="NAME,NAME", help="see `mmreason tool list`; default: those for looking and drawing")
+    add(
+        "--format",
+        choices=("native", "vilasr", "vrag", "deepeyes"),
+        help="how calls are written; default: as the model's family",
+    )
+    add("--out", type=Path, metavar="TRACE", help="folder of the trace; default: traces/IMAGE-1, -2, …")
+    add("--answer", metavar="TEXT", help="the right answer: shows the reward")
+    add("--temperature", type=_temperature, default=0.0, metavar="T", help="of sampling; 0 (default) is greedy")
+    add("--seed", type=_seed, default=0, metavar="N", help="of sampling (default 0)")
+    add("--web", action="store_true", help="open a page on this machine instead (needs the extra 'demo')")
+    add("--port", type=_positive, metavar="N", help="of the page; default: a free one from 7860")
+    _add_tool_files(parser)
+    return parser
+
+
+def _agent_replay(words: list[str]) -> int:
+    parser = _Parser(
+        prog="mmreason agent replay",
+        description="Make the calls of a saved episode again with the real tools and compare pictures, texts and tokens. Exit "
+        "code 1 if anything differs.",
+    )
+    parser.add_argument("trace", type=Path, metavar="TRACE", help="folder that `mmreason agent` wrote")
+    parser.add_argument("--model", metavar="NAME", help="needed unless it was the embedded one")
+    _add_tool_files(parser)
+    given = _parse(parser, words)
+    if given is None:
+        return 0
+    from mmreason.agent.command import must_be_trace, run_replay
+
+    must_be_trace(given.trace)
+    return run_replay(given.trace, given.model, given.file)
+
+
 def _recipe(words: list[str]) -> int:
     return _verb("recipe", {"list": _recipe_list, "show": _recipe_show, "table": _recipe_table}, words)
 
@@ -510,6 +593,7 @@ def _doctor(words: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "reward": _reward,
     "tool": _tool,
+    "agent": _agent,
     "data": _data,
     "recipe": _recipe,
     "study": _study,
@@ -534,6 +618,16 @@ def _positive(text: str) -> int:
 
 def _seed(text: str) -> int:
     return _at_least(text, 0)
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 10.0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 10")
+    return value
 
 
 def _at_least(text: str, lowest: int) -> int:

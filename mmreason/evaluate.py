@@ -262,12 +262,7 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: nothing is held out, or the run folder holds a training run.
     """
-    import torch
-
-    from mmreason.agent.loop import build_agent
     from mmreason.data.readers import read_rows
-    from mmreason.judge.build import build_judge
-    from mmreason.policy.policy import Policy
     from mmreason.run_records import RunFolder
     from mmreason.train.opening import refuse_other_command
 
@@ -284,9 +279,51 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         if config.eval.compare
         else {"after": config.model.name}
     )
-    results: dict[str, EvalResult] = {}
-    found: dict[str, dict[str, float | int]] = {}
-    tools: dict[str, dict[str, float]] = {}
+    done = _evaluate_models(config, names, rows, (metric, correct_at), loader)
+    results = done.results
+    summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed, "measures": done.measures}
+    summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
+    summary |= {label: result.as_dict() for label, result in results.items()}
+    if done.tools:
+        summary["tools"] = done.tools
+    if "without_tools" in results:
+        title = f"{config.model.name} with tools minus without, paired:"
+        summary["difference_of_tools"] = _told_difference(title, results["after"], results["without_tools"])
+    if "before" in results:
+        title = f"{config.model.name} minus {config.eval.compare}, paired:"
+        summary["difference"] = _told_difference(title, results["after"], results["before"])
+    if file is not None and file.skipped:
+        print(file.skipped_summary())
+    summary["run_dir"] = str(folder.path)
+    folder.write_config(plain)
+    folder.write_summary(summary)
+    return summary
+
+
+@dataclass
+class _Evaluations:
+    """What `run_eval` found, by label: `before`, `after`, and `without_tools` for the second model without its tools."""
+
+    results: dict[str, EvalResult] = field(default_factory=dict)
+    measures: dict[str, dict[str, float | int]] = field(default_factory=dict)
+    tools: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def _evaluate_models(
+    config: RunConfig,
+    names: Mapping[str, str],
+    rows: Sequence[Row],
+    rule: tuple[str, float],
+    loader: ImageLoader | None,
+) -> _Evaluations:
+    """Evaluate and print one model after the other; `rule` is the metric that decides `accuracy`, and its bound."""
+    import torch
+
+    from mmreason.agent.loop import build_agent
+    from mmreason.judge.build import build_judge
+    from mmreason.policy.policy import Policy
+
+    done = _Evaluations()
     judge = None
     for label, name in names.items():
         torch.manual_seed(config.seed)
@@ -299,8 +336,8 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             policy,
             rows,
             config.reward,
-            metric=metric,
-            correct_at=correct_at,
+            metric=rule[0],
+            correct_at=rule[1],
             max_new_tokens=config.rollout.max_new_tokens,
             batch_size=config.trainer.eval_batch_size,
             temperature=config.eval.temperature,
@@ -309,36 +346,26 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
             view=_view(config, policy, loader),
         )
         agent = build_agent(config, policy, loader)
-        results[label] = score(agent=agent)
-        found[label] = measures(results[label].rollouts)
+        result = done.results[label] = score(agent=agent)
+        done.measures[label] = measures(result.rollouts)
         title = f"{name} on {len(rows)} held-out rows{_shown_how(config)}"
-        _tell_scores(f"{title}:", results[label].intervals(), found[label])
+        _tell_scores(f"{title}:", result.intervals(), done.measures[label])
         if agent is not None:
-            tools[label] = _tool_use(results[label])
-            _tell_scores("how it used its tools:", {}, tools[label])
+            used = done.tools[label] = _tool_use(result)
+            shown = {key: value for key, value in used.items() if value or "/failures/" not in key}
+            _tell_scores("how it used its tools:", {}, shown)
         if config.eval.without_tools and label == "after":
             torch.manual_seed(config.seed)
-            results["without_tools"] = score(agent=None)
-            _tell_scores(f"{title}, without tools:", results["without_tools"].intervals())
-    summary: dict[str, Any] = {"command": "eval", "models": names, "seed": config.seed, "measures": found}
-    summary["rows_skipped"] = file.skipped_by_kind if file is not None else {}
-    summary |= {label: result.as_dict() for label, result in results.items()}
-    if tools:
-        summary["tools"] = tools
-    if "without_tools" in results:
-        gain = results["after"].difference(results["without_tools"])
-        summary["difference_of_tools"] = {score: interval.as_dict() for score, interval in gain.items()}
-        _tell_scores(f"{config.model.name} with tools minus without, paired:", gain)
-    if "before" in results:
-        difference = results["after"].difference(results["before"])
-        summary["difference"] = {score: interval.as_dict() for score, interval in difference.items()}
-        _tell_scores(f"{config.model.name} minus {config.eval.compare}, paired:", difference)
-    if file is not None and file.skipped:
-        print(file.skipped_summary())
-    summary["run_dir"] = str(folder.path)
-    folder.write_config(plain)
-    folder.write_summary(summary)
-    return summary
+            done.results["without_tools"] = score(agent=None)
+            _tell_scores(f"{title}, without tools:", done.results["without_tools"].intervals())
+    return done
+
+
+def _told_difference(title: str, after: EvalResult, before: EvalResult) -> dict[str, Any]:
+    """Paired differences of two evaluations, printed, and as they stand in summary.json."""
+    difference = after.difference(before)
+    _tell_scores(title, difference)
+    return {score: interval.as_dict() for score, interval in difference.items()}
 
 
 def _tool_use(result: EvalResult) -> dict[str, float]:

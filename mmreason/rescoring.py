@@ -88,6 +88,28 @@ def _turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+def _owner(record: Mapping[str, Any]) -> tuple[int, ...]:
+    """Which tokens the model sampled, from the spans of a rollout with tools."""
+    owner: list[int] = []
+    for index, span in enumerate(_field(record, "spans", list, [], "the tokens of a rollout with tools")):
+        sampled, count = span[:2] if isinstance(span, list) and len(span) == 3 else (None, None)
+        known = isinstance(count, int) and not isinstance(count, bool) and count >= 0
+        if sampled not in (0, 1) or isinstance(sampled, bool) or not known:
+            raise DataError(f"'spans[{index}]' must be [1 if sampled else 0, number of tokens, text], not {span!r:.80}")
+        assert isinstance(count, int)
+        if len(owner) + count > MAX_TOKENS:
+            raise DataError(f"'spans' have more than {MAX_TOKENS:,} tokens; is this a rollout record?")
+        owner += [int(sampled)] * count
+    return tuple(owner)
+
+
+def _forced(record: Mapping[str, Any]) -> bool:
+    forced = record.get("forced", False)
+    if not isinstance(forced, bool):
+        raise DataError(f"'forced' must be true or false (the model was told to answer), not {forced!r:.80}")
+    return forced
+
+
 def _piece(given: Any, where: str) -> tuple[float, float, float, float] | None:
     """The part of a picture that a call looked at."""
     if given is None:

@@ -6,6 +6,7 @@ from mmreason.rewards.gated_format import gated_format
 from mmreason.rewards.maze_path import maze_path
 from mmreason.rewards.retrieval_ndcg import retrieval, retrieval_ndcg
 from mmreason.rewards.step_penalty import step_penalty
+from mmreason.rewards.turn_format import turn_format
 
 __all__ = [
     "conditional_bonus",
@@ -15,4 +16,5 @@ __all__ = [
     "retrieval",
     "retrieval_ndcg",
     "step_penalty",
+    "turn_format",
 ]

@@ -235,3 +235,43 @@ def test_the_pretended_agent_makes_turns_of_any_text(text: str) -> None:
     assert "".join(turn.text for turn in made) == (text if made else "")
     assert all(turn.tool is not None for turn in made[:-1])
     assert not made or made[-1].tool is None
+
+
+# ---------------------------------------------------------------------- the form of every turn
+
+CALLED = Turn(
+    '<think>small</think>\n<tool_call>{"name": "zoom"}</tool_call>', "zoom", {"box": [0, 0, 1, 1]}, num_images=1
+)
+ANSWERED = Turn(RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ((CALLED, ANSWERED), 1.0),
+        ((ANSWERED,), 1.0),
+        ((CALLED, Turn("", "zoom", {}, ok=False, error="bad_argument"), ANSWERED), 1.0),
+        ((Turn(CALLED.text, "zoom", {}, ok=False, error="unknown_image"), ANSWERED), 1.0),
+        ((Turn("no", ok=False, error="malformed"), ANSWERED), 0.0),
+        ((CALLED,), 0.0),
+        ((CALLED, Turn("<think>x</think>")), 0.0),
+        ((CALLED, Turn(BARE)), 0.0),
+        ((Turn('<tool_call>{"name": "zoom"}</tool_call>', "zoom"), ANSWERED), 0.0),
+        ((Turn(RIGHT, "zoom"), ANSWERED), 0.0),
+        ((CALLED, Turn(RIGHT + " and so on")), 0.0),
+        ((CALLED, Turn(RIGHT + "<answer>blue</answer>")), 0.0),
+        ((CALLED, Turn("<think>a<think>b</think></think><answer>red</answer>")), 0.0),
+    ],
+)
+def test_turn_format_looks_at_every_turn(turns: tuple[Turn, ...], expected: float) -> None:
+    runner = RewardRunner(RewardConfig(turn_format={"weight": 1.0}))
+    text = "\n".join(turn.text for turn in turns if turn.text)
+    assert runner.score([rollout(text, *turns)]).values[0, 0] == expected
+
+
+def test_turn_format_of_a_completion_without_tools_and_without_thinking() -> None:
+    asked = RewardRunner(RewardConfig(turn_format={"weight": 1.0}))
+    free = RewardRunner(RewardConfig(turn_format={"weight": 1.0, "thinking": False}))
+    for text, with_thinking, without in ((RIGHT, 1.0, 1.0), (BARE, 0.0, 1.0), ("red", 0.0, 0.0), (RIGHT * 2, 0.0, 0.0)):
+        assert asked.score([rollout(text)]).values[0, 0] == with_thinking
+        assert free.score([rollout(text)]).values[0, 0] == without

@@ -41,6 +41,13 @@ if TYPE_CHECKING:
     from mmreason.prompt_once.sharing import Sharing
 
 
+#: Said to a model whose older turns leave the context.
+_FORGETTING = (
+    "You will forget older turns and their pictures. In the thinking of each turn write between <summary> and </summary> all that "
+    "you still need."
+)
+
+
 class Writer(Protocol):
     """What writes the turns: `mmreason.prompt_once.generation.Generation`, or a script."""
 
@@ -196,6 +203,8 @@ class AgentLoop:
         if not self.config.tell:
             return prepared
         told = self.wire.instructions(self.toolbox.specs, self.policy.family.coordinates)
+        if self.config.keep_turns is not None:
+            told = f"{told}\n{_FORGETTING}"
         messages = list(prepared.messages)
         if messages and messages[0]["role"] == "system":
             first = messages.pop(0)
@@ -237,12 +246,12 @@ class AgentLoop:
         policy.model.eval()
         try:
             store = PromptStore(policy)
-            prompts = store.add(ready)
+            added = store.add(ready)
 
-            def begin(rows: Sequence[int], *, multi_turn: bool = False) -> Generation:
-                return sharing.generation(policy.model, store, rows, multi_turn=multi_turn)
+            def begin(prompts: Sequence[int], *, multi_turn: bool = False) -> Generation:
+                return sharing.generation(policy.model, store, prompts, multi_turn=multi_turn)
 
-            return self.run(self.writer(begin, store, prompts), store, prompts, ready, sampling, listener)
+            return self.run(self.writer(begin, store, added), store, added, ready, sampling, listener)
         finally:
             policy.model.train(was_training)
 
@@ -301,7 +310,7 @@ class AgentLoop:
             ]
             self.clock.observe_s += time.monotonic() - started
         contexts = generation.contexts if isinstance(generation, Evicting) else [[]] * len(rows)
-        return [one.finished(*told) for one, *told in zip(rows, prompts, contexts, strict=True)]
+        return [one.finished(prompt, own) for one, prompt, own in zip(rows, prompts, contexts, strict=True)]
 
     def _begin(self, index: int, prepared: Prepared, listener: Listener | None) -> _Running:
         row = prepared.row

@@ -19,6 +19,9 @@ from mmreason.prompt_once.prompts import Digest, PromptStore
 if TYPE_CHECKING:
     from mmreason.policy.policy import Policy, Prepared
 
+#: One turn of a script: a text, or tokens.
+ScriptedTurn = str | Sequence[int]
+
 
 @dataclass
 class ScriptedTurns:
@@ -26,12 +29,12 @@ class ScriptedTurns:
 
     Attributes:
         policy: its tokenizer writes the texts; its end-of-turn token ends each.
-        scripts: for each row, the texts of its turns.
+        scripts: for each row, its turns: texts, or tokens exactly as they were sampled before, the end of the turn included.
         said: how many turns of each row have been said.
     """
 
     policy: Policy
-    scripts: Sequence[Sequence[str]]
+    scripts: Sequence[Sequence[ScriptedTurn]]
     said: dict[int, int] = field(default_factory=dict)
 
     def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
@@ -41,22 +44,25 @@ class ScriptedTurns:
         for row in range(len(self.scripts)) if rows is None else rows:
             place = self.said.get(row, 0)
             self.said[row] = place + 1
-            text = self.scripts[row][place] if place < len(self.scripts[row]) else ""
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            found.append([*ids, tokenizer.eos_token_id][: sampling.max_new_tokens])
+            turn = self.scripts[row][place] if place < len(self.scripts[row]) else ""
+            if isinstance(turn, str):
+                turn = [*tokenizer(turn, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            found.append(list(turn[: sampling.max_new_tokens]))
         return found
 
     def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
         """A script goes on whatever it is shown."""
 
 
-def play_script(loop: AgentLoop, prepared: Sequence[Prepared], scripts: Sequence[Sequence[str]]) -> list[Trajectory]:
+def play_script(
+    loop: AgentLoop, prepared: Sequence[Prepared], scripts: Sequence[Sequence[ScriptedTurn]]
+) -> list[Trajectory]:
     """Episodes in which the model's turns are those of the scripts.
 
     Args:
         loop: with the tools.
         prepared: the prompts, not yet told of the tools.
-        scripts: texts of the turns of each.
+        scripts: the turns of each, as texts or as tokens.
     """
     policy = loop.policy
     ready = [loop.prepare(item) for item in prepared]

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,6 +154,7 @@ class SavedTurn(_Saved):
     num_images: int = 0
     shown: tuple[str, ...] = ()
     error: str = ""
+    piece: tuple[float, float, float, float] | None = None
 
 
 class SavedQuestion(_Saved):
@@ -224,7 +225,7 @@ class Trace(_Saved):
                 f"owner counts {sum(count for _, count in self.owner)} tokens, and there are {len(self.ids)}"
             )
         ends = (0, *self.turn_ends)
-        if len(self.texts) != len(self.turn_ends) or any(b < a for a, b in zip(ends, ends[1:], strict=False)):
+        if len(self.texts) != len(self.turn_ends) or any(b < a for a, b in pairwise(ends)):
             raise ValueError("turn_ends must grow, one for each of texts")
         if self.turn_ends and self.turn_ends[-1] > len(self.ids):
             raise ValueError("turn_ends lie behind the last token")

@@ -44,6 +44,7 @@ from mmreason.config.overrides import (
 )
 from mmreason.config.schema import RewardConfig, RunConfig, TaskConfig
 from mmreason.errors import ConfigError, MMReasonError
+from mmreason.policy.families import EMBEDDED
 
 CONFIG_MODULE = "mmreason.conf"
 COMMANDS = ("train", "sft", "collect", "dpo", "eval")
@@ -394,7 +395,7 @@ def size_of(size: str, model: str) -> str:
     """
     if size != "auto":
         return size
-    return "tiny" if model == "tiny" or model.startswith("random:") else "published"
+    return "tiny" if model in EMBEDDED or model.startswith("random:") else "published"
 
 
 def _slug(text: str) -> str:

@@ -69,6 +69,9 @@ class Family:
         raise ModelError(f"family {self.model_type}: no wording for boxes in frame {self.box_frame.value}")
 
 
+#: Models that ship with the package, and their folders beside this file.
+EMBEDDED = {"tiny": "tiny_vlm", "tiny_tools": "tiny_vlm_tools"}
+
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (

@@ -26,7 +26,7 @@ from mmreason.config.schema import LoraConfig, ModelConfig, PolicyConfig
 from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
-from mmreason.policy.tiny import TINY_VLM_DIR, build_model, build_processor
+from mmreason.policy.tiny import EMBEDDED_DIRS, build_model, build_processor
 from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import ImageGeometry, ImageSource, Message, Rollout, Row
 from mmreason.text import extract_answer
@@ -433,14 +433,16 @@ def open_image(image: ImageSource, loader: ImageLoader | None, row_id: str) -> I
 
 
 def resolve_source(name: str) -> str:
-    """The folder of the embedded model for `tiny`; any other name unchanged."""
-    if name != "tiny":
+    """The folder of an embedded model for `tiny` and `tiny_tools`; any other name unchanged."""
+    if name not in EMBEDDED_DIRS:
         return name
-    if not (TINY_VLM_DIR / "config.json").is_file():
+    folder = EMBEDDED_DIRS[name]
+    if not (folder / "config.json").is_file():
+        made_by = {"tiny": "make tiny-vlm", "tiny_tools": "make tiny-tools"}[name]
         raise ModelError(
-            f"the embedded tiny model is missing from {TINY_VLM_DIR}. Reinstall mmreason, or train it in a checkout: make tiny-vlm"
+            f"the embedded model '{name}' is missing from {folder}. Reinstall mmreason, or train it in a checkout: {made_by}"
         )
-    return str(TINY_VLM_DIR)
+    return str(folder)
 
 
 def resolve_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:

@@ -14,13 +14,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmreason.policy.families import Family, family_of
+from mmreason.policy.families import EMBEDDED, Family, family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-#: The checkpoint that ships with the package.
-TINY_VLM_DIR = Path(__file__).with_name("tiny_vlm")
+#: The checkpoints that ship with the package, by the names that `model.name` knows them by.
+EMBEDDED_DIRS = {name: Path(__file__).with_name(folder) for name, folder in EMBEDDED.items()}
+TINY_VLM_DIR = EMBEDDED_DIRS["tiny"]
 
 MAX_NUMBER_TOKEN = 255
 

@@ -345,10 +345,10 @@ class _Examination:
     def _twins(self, cases: Sequence[Case]) -> list[str]:
         """Of a group or batch reward: cases that are worth something else as first than as second."""
         self.notes.num_scored += 2 * len(cases)
-        pairs = [(case, *self.bench.twins(case)) for case in cases]
+        pairs = [(case, self.bench.twins(case)) for case in cases]
         return [
             f"row '{case.example.name}': {first:.6g} and {second:.6g} for the same completion twice: {quoted(case.text)}"
-            for case, first, second in pairs
+            for case, (first, second) in pairs
             if first != second and not (math.isnan(first) and math.isnan(second))
         ]
 

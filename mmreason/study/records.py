@@ -15,6 +15,7 @@ import yaml
 
 from mmreason.config.compose import plain_dict
 from mmreason.errors import ConfigError, DataError
+from mmreason.policy.families import EMBEDDED
 from mmreason.run_records import RunFolder, to_plain, write_atomically
 from mmreason.study.planning import Job, Plan
 
@@ -87,7 +88,8 @@ def is_finished(plan: Plan, job: Job) -> bool:
 def start_weights(job: Job) -> str:
     """SHA-256 of the weights in the folder that a job starts from; `""` for weights that no folder holds."""
     name = job.config.model.name
-    folder = Path(__file__).parent.parent / "policy" / "tiny_vlm" if name == "tiny" else Path(name).expanduser()
+    embedded = Path(__file__).parent.parent / "policy"
+    folder = embedded / EMBEDDED[name] if name in EMBEDDED else Path(name).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     digest = hashlib.sha256()
     for file in files:

@@ -1,0 +1,286 @@
+"""The command `mmreason agent`: ask a model with tools, watch it work, keep the trace; and play a trace again.
+
+What enters: parsed words of the command line. What leaves: steps on the terminal, a trace, the exit code. torch is imported only once the words are
+known to be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from mmreason.config.agent_section import AgentConfig
+from mmreason.errors import ConfigError, DataError
+from mmreason.images import ImageLoader
+
+if TYPE_CHECKING:
+    from mmreason.agent.session import Question, Step
+    from mmreason.agent.trace import SavedEpisode
+    from mmreason.config.schema import RunConfig
+
+#: Called unless --tools says otherwise; with pages or frames also the tools that find those.
+DEFAULT_TOOLS = (
+    "zoom", "crop", "rotate", "draw_box", "draw_line", "draw_point", "label", "horizontal_line", "vertical_line", "measure",
+    "compare",
+)  # fmt: skip
+FINDING_TOOLS = ("search", "select_frames")
+#: What the embedded model was taught, so that it need not be told.
+_EMBEDDED = {"tiny": ("agent.format=deepeyes", "agent.tell=false", "rollout.max_new_tokens=1200")}
+_OTHERS = ("rollout.max_new_tokens=4096",)
+#: Options of an episode that stand in another section.
+_ELSEWHERE = {"max_new_tokens": "rollout.max_new_tokens"}
+#: Where traces go.
+TRACES = Path("traces")
+
+
+def agent_config(given: argparse.Namespace) -> RunConfig:
+    """The configuration that the words ask for, checked.
+
+    Args:
+        given: `model`, `tools`, `format`, `file`, `hidden`, `seed`, `options` (`KEY=VALUE`).
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    from mmreason.agent.formats import get_format
+    from mmreason.config.compose import compose
+    from mmreason.config.overrides import quote
+
+    words = ["reward=scene_qa", f"model={given.model}", *_EMBEDDED.get(given.model, _OTHERS), f"seed={given.seed}"]
+    words += [f"agent.format={given.format}"] if given.format else []
+    tools = given.tools.split(",") if given.tools else None
+    if tools is None:
+        named = next((word.partition("=")[2] for word in reversed(words) if word.startswith("agent.format=")), "native")
+        writes = get_format(named).writes
+        usual = [*DEFAULT_TOOLS, *(FINDING_TOOLS if given.hidden else ())]
+        tools = [name for name in usual if writes is None or name in writes]
+    words.append(f"agent.tools=[{','.join(quote(name.strip()) for name in tools if name.strip())}]")
+    if given.file:
+        words.append(f"agent.files=[{','.join(quote(str(path)) for path in given.file)}]")
+    words += [_option(word) for word in given.options]
+    config = compose("eval", words).config
+    if not config.agent.enabled:
+        raise ConfigError("--tools names no tool; `mmreason tool list` shows them. Without tools: mmreason eval")
+    return config
+
+
+def _option(word: str) -> str:
+    """`max_turns=4` as the configuration knows it; dotted keys stay."""
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"{word}: expected KEY=VALUE, such as max_turns=4 (put the question in quotes, before it)")
+    if "." in key or key in ("reward", "model"):
+        return word
+    if key in _ELSEWHERE:
+        return f"{_ELSEWHERE[key]}={value}"
+    if key not in AgentConfig.model_fields:
+        from mmreason.registry import did_you_mean
+
+        known = [*AgentConfig.model_fields, *_ELSEWHERE]
+        raise ConfigError(f"{word}: there is no such option.{did_you_mean(key, known)} Known: {', '.join(known)}.")
+    return f"agent.{key}={value}"
+
+
+def run_agent(given: argparse.Namespace) -> int:
+    """Ask, show, save; returns the exit code.
+
+    Args:
+        given: as for `agent_config`; `question`, `image`, `out`, `temperature`, `answer`.
+
+    Raises:
+        ConfigError, ImageError, ModelError, PluginError: what cannot be used, and what to do.
+    """
+    config = agent_config(given)
+    out = _free_place(given.out, given.image)
+    question = read_question(given.question, given.image, given.hidden, given.answer)
+    from mmreason.agent.session import Session
+    from mmreason.agent.trace import write_trace
+
+    session = Session(config)
+    console = Console()
+    screen = Screen(console, out)
+    saved = session.ask(question, screen.show, temperature=given.temperature, seed=given.seed)
+    write_trace(saved, out)
+    screen.finish(saved)
+    return 0
+
+
+def read_question(text: str, images: Sequence[Path], hidden: Sequence[Path], answer: str | None) -> Question:
+    """A question with its pictures; pages have their text in a `.txt` of the same name.
+
+    Raises:
+        ImageError: a picture is refused. ConfigError: pages cannot be told apart, or a text cannot be read.
+    """
+    from mmreason.agent.session import Question
+
+    names = [path.stem for path in hidden]
+    if len(set(names)) < len(names):
+        raise ConfigError("--hidden: two files have the same name; a page is known by the name of its file")
+    try:
+        texts = {path.stem: path.with_suffix(".txt") for path in hidden}
+        pages = {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--hidden: the text of a page cannot be read: {error}") from None
+    shown = {path.stem: open_picture(path) for path in hidden}
+    return Question(text, tuple(open_picture(path) for path in images), shown, pages, answer)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture that the user named, within the usual limits."""
+    return ImageLoader(path.parent).open(path.name)
+
+
+def _free_place(out: Path | None, images: Sequence[Path]) -> Path:
+    if out is not None:
+        if out.exists():
+            raise ConfigError(f"--out {out}: there is something already; a trace is a new folder, choose another name")
+        return out
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", images[0].stem)[:60].lstrip(".") if images else ""
+    number = 1
+    while (TRACES / f"{stem or 'question'}-{number}").exists():
+        number += 1
+    return TRACES / f"{stem or 'question'}-{number}"
+
+
+class Screen:
+    """Shows steps as they happen.
+
+    Args:
+        console: where; pictures are drawn in it only if it is a terminal.
+        folder: of the trace, whose pictures are told by their paths.
+    """
+
+    def __init__(self, console: Console, folder: Path) -> None:
+        self.console, self.folder = console, folder
+        self._turn = -1
+
+    def show(self, step: Step) -> None:
+        """One step."""
+        from mmreason.agent.preview import block_text
+        from mmreason.agent.rendering import render
+        from mmreason.run_records import pixel_digest
+
+        event = step.event
+        if event.turn != self._turn and event.kind != "stop":
+            self._turn = event.turn
+            self._say(f"turn {event.turn + 1}", "bold")
+        if event.kind == "call" and event.call is not None:
+            arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False, default=str)
+            self._say(f"  call         {event.call.tool} {arguments}", "cyan")
+        elif event.kind != "call" and (event.text or not step.pictures):
+            label, style = _LABELS[event.kind]
+            self._say(f"  {label:<12} {event.text}", style)
+        for picture in step.pictures:
+            image = render(picture)
+            path = self.folder / "images" / f"{pixel_digest(image)}.png"
+            self._say(f"  {picture.id:<12} {image.width} × {image.height} px, {path}", "magenta")
+            if self.console.is_terminal and self.console.color_system == "truecolor":
+                self.console.print(block_text(image, max_columns=min(64, self.console.width)), end="")
+
+    def finish(self, saved: SavedEpisode) -> None:
+        """The answer, the rewards, and where everything is."""
+        trace = saved.trace
+        if trace.answer is None:
+            self._say(f"no answer: {_ENDS.get(trace.stop.value, trace.stop.value)}", "bold yellow")
+        else:
+            self._say(f"answer: {trace.answer}", "bold green")
+        if trace.rewards:
+            told = ", ".join(
+                f"{name} {'–' if value is None else f'{value:g}'}" for name, value in trace.rewards.items()
+            )
+            self._say(f"reward: {told}", "")
+        written = sum(count for owner, count in trace.owner if owner)
+        self._say(f"{len(trace.texts)} turns, {written} tokens written, {len(trace.ids) - written} shown", "dim")
+        self._say(f"trace: {self.folder} (play it again: mmreason agent replay {self.folder})", "dim")
+
+    def _say(self, text: str, style: str) -> None:
+        self.console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
+
+
+_LABELS = {
+    "think": ("thinks", ""),
+    "call_error": ("error", "red"),
+    "observation": ("result", "magenta"),
+    "forced_answer": ("told", "yellow"),
+    "taken_back": ("taken back", "yellow"),
+    "answer": ("answers", "green"),
+    "stop": ("ends", "dim"),
+}
+_ENDS = {
+    "no_call": "the last turn held neither a call nor an answer",
+    "length": "the tokens ran out inside a turn (max_new_tokens, max_turn_tokens)",
+    "budget": "a budget was used up (max_turns, max_calls, max_errors)",
+}
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "·" for letter in text)
+
+
+def run_replay(folder: Path, model: str | None, files: Sequence[str]) -> int:
+    """Play a trace again and tell what differs; returns 1 if anything does.
+
+    Raises:
+        DataError: this is no trace. ConfigError: its model or its tools must be named by hand.
+    """
+    from mmreason.agent.trace import read_trace
+
+    saved = read_trace(folder)
+    from mmreason.agent.loop import AgentLoop
+    from mmreason.agent.replay import replay, replay_settings
+    from mmreason.policy.policy import Policy
+
+    settings, agent = replay_settings(saved.trace, model, files)
+    policy = Policy.load(settings)
+    result = replay(saved, AgentLoop(policy, agent, saved.trace.max_new_tokens))
+    console = Console()
+    for difference in result.differences:
+        console.print(Text(printable(difference), style="red"), soft_wrap=True, highlight=False)
+    if result.differences:
+        told = _changed_versions(saved.trace.made_with, result.again.trace.made_with)
+        left_out = ", ".join(saved.trace.question.left_out)
+        console.print(Text(f"{len(result.differences)} differences.{told}", style="bold"), soft_wrap=True)
+        if left_out:
+            console.print(f"The trace does not hold these columns of its row: {left_out}", markup=False)
+        return 1
+    calls = sum(event.kind == "call" for event in saved.trace.events)
+    console.print(
+        f"the same: {len(saved.trace.texts)} turns, {calls} calls, {len(saved.trace.pictures)} pictures, "
+        f"{len(saved.trace.ids)} tokens"
+    )
+    return 0
+
+
+def _changed_versions(before: dict[str, str], after: dict[str, str]) -> str:
+    changed = [f"{name} {before[name]} → {now}" for name, now in after.items() if before.get(name, now) != now]
+    return f" Versions changed since: {', '.join(changed)}." if changed else ""
+
+
+def run_web(given: argparse.Namespace) -> int:
+    """Open the page; returns when it is closed.
+
+    Raises:
+        ConfigError: gradio is not installed.
+    """
+    config = agent_config(given)
+    from mmreason.agent.web import open_page
+
+    open_page(config, given.port)
+    return 0
+
+
+def must_be_trace(path: Path) -> None:
+    """Refuse a path that is no folder of a trace before anything is loaded."""
+    if not path.is_dir():
+        near: list[Any] = sorted(path.parent.glob("*/trace.json")) if path.parent.is_dir() else []
+        known = f" Traces there: {', '.join(str(one.parent) for one in near[:5])}." if near else ""
+        raise DataError(f"{path}: no such folder.{known} `mmreason agent` writes traces.")

@@ -1,0 +1,142 @@
+"""A model with its tools, asked by a person: the terminal, the web page and replays share it.
+
+What enters: a validated configuration, a question with pictures, and a listener. What leaves: the steps as they happen, with their pictures,
+and the finished episode as it is saved. The loop is that of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from mmreason.agent.episode import Event
+from mmreason.agent.images import ImageStore, Picture
+from mmreason.agent.loop import AgentLoop, Trajectory, shared_or_refused
+from mmreason.agent.trace import SavedEpisode, SavedSampling, saved_episode
+from mmreason.policy.policy import Policy
+from mmreason.records import Row
+
+if TYPE_CHECKING:
+    from mmreason.config.schema import RunConfig
+    from mmreason.policy.policy import Prepared
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happened, for people.
+
+    Attributes:
+        event: what.
+        pictures: the new ones.
+    """
+
+    event: Event
+    pictures: tuple[Picture, ...] = ()
+
+
+#: Told each step as it happens.
+Watcher = Callable[[Step], None]
+
+
+class WatchedLoop(AgentLoop):
+    """A loop for one episode at a time, whose pictures can be looked at while it runs."""
+
+    store: ImageStore
+
+    def store_of(self, row: Row) -> ImageStore:
+        self.store = super().store_of(row)
+        return self.store
+
+    def step(self, event: Event) -> Step:
+        """An event with its pictures."""
+        return Step(event, tuple(self.store[image_id] for image_id in event.pictures))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person asks.
+
+    Attributes:
+        text: the question.
+        images: pictures that come with it.
+        hidden: pages and frames that tools may bring up, by name.
+        pages: texts of pages, by name.
+        answer: the right answer; None if nobody knows.
+    """
+
+    text: str
+    images: tuple[Image.Image, ...]
+    hidden: Mapping[str, Image.Image] | None = None
+    pages: Mapping[str, str] | None = None
+    answer: str | None = None
+
+    def row(self) -> Row:
+        """As rows of a data set are."""
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
+        content.append({"type": "text", "text": self.text})
+        columns: dict[str, Any] = {}
+        if self.hidden:
+            columns = {"hidden": dict(self.hidden), "pages": dict(self.pages or {})}
+        target = {} if self.answer is None else {"answer": self.answer}
+        return Row("asked", ({"role": "user", "content": content},), self.images, target, "asked", columns)
+
+
+class Session:
+    """A loaded model with tools.
+
+    Args:
+        config: with `agent.tools`.
+
+    Raises:
+        ModelError: the model cannot be loaded, or its prompts are not shared.
+        PluginError: a tool is unknown.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.policy = Policy.load(config.model, seed=config.seed)
+        self.policy.share_prompts(config.policy)
+        shared_or_refused(self.policy)
+        self.loop = WatchedLoop(self.policy, config.agent, config.rollout.max_new_tokens)
+
+    def ask(
+        self, question: Question, watcher: Watcher | None = None, *, temperature: float = 0.0, seed: int = 0
+    ) -> SavedEpisode:
+        """Let the model answer.
+
+        Args:
+            question: with its pictures.
+            watcher: told each step as it happens.
+            temperature: 0 = greedy.
+            seed: of sampling.
+
+        Raises:
+            ImageError: a picture fits no size that the model can see.
+        """
+        import torch
+
+        torch.manual_seed(seed)
+        loop = self.loop
+        prepared = self.policy.prepare(question.row())
+        told = None if watcher is None else (lambda _row, event: watcher(loop.step(event)))
+        trajectory = loop.play([prepared], temperature=temperature, listener=told)[0]
+        sampling = SavedSampling(temperature=temperature, seed=seed if temperature > 0 else None)
+        return saved_episode(loop, prepared, trajectory, sampling, self._rewards(prepared, trajectory))
+
+    def _rewards(self, prepared: Prepared, trajectory: Trajectory) -> dict[str, float | None]:
+        """Parts and total of the reward, where the answer is known; None where a part does not apply or failed."""
+        if "answer" not in prepared.row.target:
+            return {}
+        from mmreason.scoring import RewardRunner
+
+        table = RewardRunner(self.config.reward).score([self.policy.episode_rollout(prepared, 0, trajectory)])
+        parts = {name: _number(table.values[0, k]) for k, name in enumerate(table.names)}
+        return {**parts, "total": _number(table.total[0])}
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if number == number else None
