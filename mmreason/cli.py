@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mmreason import __version__
+from mmreason.command_words import Parser, add_tool_files, folder_names, must_be_file, near, parse, positive, seed, verb
 from mmreason.errors import ConfigError, MMReasonError
 
 INTERRUPTED = 130
@@ -120,55 +121,19 @@ def _dispatch(words: list[str]) -> int:
 
         return run_verb(name, rest)
     if name not in _COMMANDS:
-        raise ConfigError(f"there is no command '{name}'.{_near(name, [*_VERBS, *_COMMANDS])} See `mmreason --help`.")
+        raise ConfigError(f"there is no command '{name}'.{near(name, [*_VERBS, *_COMMANDS])} See `mmreason --help`.")
     return _COMMANDS[name](rest)
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals look like every other refusal."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}\n{self.format_usage().strip()}")
-
-
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace | None:
-    """Parsed words, or `None` when help was asked for (and printed)."""
-    if any(word in ("-h", "--help") for word in words):
-        parser.print_help()
-        return None
-    return parser.parse_intermixed_args(words)
-
-
-def _verb(command: str, verbs: Mapping[str, Callable[[list[str]], int]], words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(f"usage: mmreason {command} {{{','.join(verbs)}}} …\n\nMore: mmreason {command} VERB --help")
-        return 0 if words else ConfigError.exit_code
-    if words[0] not in verbs:
-        raise ConfigError(
-            f"mmreason {command}: no '{words[0]}'.{_near(words[0], list(verbs))} Known: {', '.join(verbs)}."
-        )
-    return verbs[words[0]](words[1:])
-
-
-def _near(word: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def _reward(words: list[str]) -> int:
     verbs = {"list": _reward_list, "new": _reward_new, "check": _reward_check, "score": _reward_score}
-    return _verb("reward", verbs, words)
+    return verb("reward", verbs, words)
 
 
 def _reward_list(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason reward list", description="Every reward, what it needs and its options.")
+    parser = Parser(prog="mmreason reward list", description="Every reward, what it needs and its options.")
     _add_reward_files(parser)
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.reward_kit.commands import list_rewards
@@ -178,13 +143,13 @@ def _reward_list(words: list[str]) -> int:
 
 
 def _reward_new(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason reward new",
         description="Write a working reward, NAME.py, and its test, test_NAME.py, to be changed into your own.",
     )
     parser.add_argument("name", metavar="NAME", help="of the reward, the function and the file")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of the files; default: here")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.reward_kit.new import next_commands, write_new_reward
@@ -195,7 +160,7 @@ def _reward_new(words: list[str]) -> int:
 
 
 def _reward_check(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason reward check",
         description="Try rewards on questions with known answers, on hostile text, and on attempts to be paid for "
         "nothing. Exit code 1 if a check fails.",
@@ -204,7 +169,7 @@ def _reward_check(words: list[str]) -> int:
     parser.add_argument("reward", metavar="NAME[,NAME(option=value)…]", help="see `mmreason reward list`")
     _add_reward_files(parser)
     _add_correct(parser)
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.reward_kit.commands import check_rewards
@@ -213,7 +178,7 @@ def _reward_check(words: list[str]) -> int:
 
 
 def _reward_score(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason reward score",
         description="Score saved rollouts again; one JSON object a line: the record's id and its rewards.",
         epilog="example: mmreason reward score runs/NAME/rollouts.jsonl --reward 'iou,format'",
@@ -225,10 +190,10 @@ def _reward_score(words: list[str]) -> int:
     )
     _add_reward_files(parser)
     _add_correct(parser)
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
-    _must_be_file(given.records)
+    must_be_file(given.records)
     from mmreason.reward_kit.commands import score_file
 
     score_file(str(given.records), given.reward, sys.stdout, given.file, correct=given.correct, summary=given.summary)
@@ -246,12 +211,12 @@ def _add_correct(parser: argparse.ArgumentParser) -> None:
 
 
 def _data(words: list[str]) -> int:
-    return _verb("data", {"list": _data_list, "preview": _data_preview, "check": _data_check}, words)
+    return verb("data", {"list": _data_list, "preview": _data_preview, "check": _data_check}, words)
 
 
 def _data_list(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason data list", description="Every task and its options.")
-    if _parse(parser, words) is None:
+    parser = Parser(prog="mmreason data list", description="Every task and its options.")
+    if parse(parser, words) is None:
         return 0
     from mmreason.config.explain import options
     from mmreason.data.base import TASKS
@@ -268,7 +233,7 @@ def _data_list(words: list[str]) -> int:
 
 
 def _data_preview(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason data preview",
         description="Write one picture with the first rows of a task, their questions and answers drawn.",
         epilog="example: mmreason data preview grounding --count 20 difficulty=3 'objects=[5,5]'",
@@ -276,9 +241,9 @@ def _data_preview(words: list[str]) -> int:
     parser.add_argument("task", metavar="TASK", help="see `mmreason data list`")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="options of the task")
     parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write; default: TASK.png here")
-    parser.add_argument("--count", type=_positive, default=20, metavar="N", help="rows to show (default 20)")
-    parser.add_argument("--seed", type=_seed, default=0, metavar="N", help="seed of the rows (default 0)")
-    given = _parse(parser, words)
+    parser.add_argument("--count", type=positive, default=20, metavar="N", help="rows to show (default 20)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the rows (default 0)")
+    given = parse(parser, words)
     if given is None:
         return 0
     import yaml
@@ -307,7 +272,7 @@ def _data_preview(words: list[str]) -> int:
 
 
 def _data_check(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason data check",
         description="Read every row and image of a JSONL file as training would; list what is wrong by line.",
     )
@@ -318,10 +283,10 @@ def _data_check(words: list[str]) -> int:
     parser.add_argument(
         "options", nargs="*", metavar="data.OPTION=VALUE", help="as for train, such as data.max_image_pixels=100000000"
     )
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
-    _must_be_file(given.file)
+    must_be_file(given.file)
     from rich.console import Console
 
     from mmreason.data.doctor import check_file, data_config
@@ -335,29 +300,35 @@ def _data_check(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason report", description="Write one self-contained HTML page about a run.")
+    parser = Parser(prog="mmreason report", description="Write one self-contained HTML page about a run.")
     parser.add_argument("run", metavar="RUN", type=Path, help="run folder, such as runs/NAME")
-    parser.add_argument("--max-groups", type=_positive, default=200, metavar="N", help="groups shown (default 200)")
+    parser.add_argument("--max-groups", type=positive, default=200, metavar="N", help="groups shown (default 200)")
     parser.add_argument("--image-root", type=Path, metavar="DIR", help="where the images are now, if they moved")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     if not given.run.is_dir():
-        raise ConfigError(f"{given.run}: no such run folder.{_near(given.run.name, _folder_names(given.run.parent))}")
+        raise ConfigError(f"{given.run}: no such run folder.{near(given.run.name, folder_names(given.run.parent))}")
     from mmreason.report.build import build_report
 
     print(build_report(given.run, max_groups=given.max_groups, image_root=given.image_root))
     return 0
 
 
+def _agent(words: list[str]) -> int:
+    from mmreason.agent.words import agent
+
+    return agent(words)
+
+
 def _tool(words: list[str]) -> int:
-    return _verb("tool", {"list": _tool_list, "new": _tool_new, "try": _tool_try}, words)
+    return verb("tool", {"list": _tool_list, "new": _tool_new, "try": _tool_try}, words)
 
 
 def _tool_list(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason tool list", description="Every tool that a model may call, and its arguments.")
-    _add_tool_files(parser)
-    given = _parse(parser, words)
+    parser = Parser(prog="mmreason tool list", description="Every tool that a model may call, and its arguments.")
+    add_tool_files(parser)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.agent.commands import list_tools
@@ -367,13 +338,13 @@ def _tool_list(words: list[str]) -> int:
 
 
 def _tool_new(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason tool new",
         description="Write a working tool, NAME.py, and its test, test_NAME.py, to be changed into your own.",
     )
     parser.add_argument("name", metavar="NAME", help="of the tool, the function and the file")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="folder of the files; default: here")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.agent.new import next_commands, write_new_tool
@@ -384,7 +355,7 @@ def _tool_new(words: list[str]) -> int:
 
 
 def _tool_try(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason tool try",
         description="Call a tool as a model would: print what the model would read, write the pictures. Exit code 1 if the "
         "call fails.",
@@ -410,8 +381,8 @@ def _tool_try(words: list[str]) -> int:
         help="what the numbers of boxes and points count (default: pixels)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="picture to write; default: NAME.png here")
-    _add_tool_files(parser)
-    given = _parse(parser, words)
+    add_tool_files(parser)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.agent.commands import try_tool
@@ -419,95 +390,13 @@ def _tool_try(words: list[str]) -> int:
     return 0 if try_tool(given) else 1
 
 
-def _add_tool_files(parser: argparse.ArgumentParser) -> None:
-    text = "Python file with tools of your own; may be given more than once"
-    parser.add_argument("--file", "--files", action="append", default=[], metavar="FILE.py", help=text)
-
-
-def _agent(words: list[str]) -> int:
-    if words and words[0] == "replay":
-        return _agent_replay(words[1:])
-    parser = _agent_parser()
-    given = _parse(parser, words)
-    if given is None:
-        return 0
-    from mmreason.agent import command
-
-    if given.web:
-        # What stands in the place of the question is an option: on the page, the question is asked there.
-        given.options = [word for word in (given.question, *given.options) if word is not None]
-        return command.run_web(given)
-    if given.question is None:
-        raise ConfigError(f'which question? mmreason agent --image FILE "question"\n{parser.format_usage().strip()}')
-    for path in (*given.image, *given.hidden):
-        _must_be_file(path)
-    return command.run_agent(given)
-
-
-def _agent_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="mmreason agent",
-        description="Let a model answer with tools: shows every thought, call and picture, and writes a trace.",
-        epilog="examples: mmreason agent --image photo.png 'What does the sign say?' --tools crop,zoom max_turns=4 · mmreason agent "
-        "--web · mmreason agent replay traces/photo-1",
-    )
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="in quotes")
-    parser.add_argument(
-        "options", nargs="*", metavar="KEY=VALUE", help="budgets, such as max_turns=4 max_calls=6 max_pictures=3 "
-        "max_new_tokens=800; or any option of `mmreason eval --options`"
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--image", action="append", default=[], type=Path, metavar="FILE", help="img_0, img_1, …")
-    add(
-        "--hidden",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="FILE",
-        help="a frame, or a page with its text in a .txt",
-    )
-    add("--model", default="tiny", metavar="NAME", help="the embedded model (default), a folder, a run, a hub id")
-    add("--tools", metavar="NAME,NAME", help="see `mmreason tool list`; default: those for looking and drawing")
-    add(
-        "--format",
-        choices=("native", "vilasr", "vrag", "deepeyes"),
-        help="how calls are written; default: as the model's family",
-    )
-    add("--out", type=Path, metavar="TRACE", help="folder of the trace; default: traces/IMAGE-1, -2, …")
-    add("--answer", metavar="TEXT", help="the right answer: shows the reward")
-    add("--temperature", type=_temperature, default=0.0, metavar="T", help="of sampling; 0 (default) is greedy")
-    add("--seed", type=_seed, default=0, metavar="N", help="of sampling (default 0)")
-    add("--web", action="store_true", help="open a page on this machine instead (needs the extra 'demo')")
-    add("--port", type=_positive, metavar="N", help="of the page; default: a free one from 7860")
-    _add_tool_files(parser)
-    return parser
-
-
-def _agent_replay(words: list[str]) -> int:
-    parser = _Parser(
-        prog="mmreason agent replay",
-        description="Make the calls of a saved episode again with the real tools and compare pictures, texts and tokens. Exit "
-        "code 1 if anything differs.",
-    )
-    parser.add_argument("trace", type=Path, metavar="TRACE", help="folder that `mmreason agent` wrote")
-    parser.add_argument("--model", metavar="NAME", help="needed unless it was the embedded one")
-    _add_tool_files(parser)
-    given = _parse(parser, words)
-    if given is None:
-        return 0
-    from mmreason.agent.command import must_be_trace, run_replay
-
-    must_be_trace(given.trace)
-    return run_replay(given.trace, given.model, given.file)
-
-
 def _recipe(words: list[str]) -> int:
-    return _verb("recipe", {"list": _recipe_list, "show": _recipe_show, "table": _recipe_table}, words)
+    return verb("recipe", {"list": _recipe_list, "show": _recipe_show, "table": _recipe_table}, words)
 
 
 def _recipe_list(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason recipe list", description="All recipes: name, source, what they are made of.")
-    if _parse(parser, words) is None:
+    parser = Parser(prog="mmreason recipe list", description="All recipes: name, source, what they are made of.")
+    if parse(parser, words) is None:
         return 0
     from mmreason.recipes import recipes
 
@@ -517,12 +406,12 @@ def _recipe_list(words: list[str]) -> int:
 
 
 def _recipe_show(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason recipe show",
         description="One recipe: parts, deviations from its source, published values beside those for the tiny model.",
     )
     parser.add_argument("name", metavar="NAME")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.recipes import as_text, recipe
@@ -534,9 +423,9 @@ def _recipe_show(words: list[str]) -> int:
 def _recipe_table(words: list[str]) -> int:
     from mmreason.recipes import TABLE, as_table, recipes
 
-    parser = _Parser(prog="mmreason recipe table", description="Write the page of all recipes from their files.")
+    parser = Parser(prog="mmreason recipe table", description="Write the page of all recipes from their files.")
     parser.add_argument("--out", type=Path, metavar="FILE", default=TABLE, help=f"default: {TABLE}")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     given.out.parent.mkdir(parents=True, exist_ok=True)
@@ -546,7 +435,7 @@ def _recipe_table(words: list[str]) -> int:
 
 
 def _study(words: list[str]) -> int:
-    parser = _Parser(
+    parser = Parser(
         prog="mmreason study",
         description="Run a method against a baseline over several seeds with equal compute; write figure, table and verdict. "
         "The same command continues what was stopped. Exit code 1 if a run failed.",
@@ -556,11 +445,11 @@ def _study(words: list[str]) -> int:
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the runs; sft.… are the warm-up's")
     parser.add_argument("--list", action="store_true", help="every study: arms, what decides, paper")
     parser.add_argument("--seeds", metavar="N,N,…", help="instead of the study's own")
-    parser.add_argument("--jobs", type=_positive, default=2, metavar="N", help="processes, a core each (default 2)")
+    parser.add_argument("--jobs", type=positive, default=2, metavar="N", help="processes, a core each (default 2)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of everything; default: runs/study-NAME")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="also write DIR/NAME.md and DIR/NAME.svg")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the page of what is finished")
-    given = _parse(parser, words)
+    given = parse(parser, words)
     if given is None:
         return 0
     from mmreason.study.command import list_studies, run_study
@@ -582,8 +471,8 @@ def _study(words: list[str]) -> int:
 
 
 def _doctor(words: list[str]) -> int:
-    parser = _Parser(prog="mmreason doctor", description="Machine, versions, what is missing and how to get it.")
-    if _parse(parser, words) is None:
+    parser = Parser(prog="mmreason doctor", description="Machine, versions, what is missing and how to get it.")
+    if parse(parser, words) is None:
         return 0
     from mmreason.doctor import run_doctor
 
@@ -600,37 +489,3 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "report": _report,
     "doctor": _doctor,
 }
-
-
-def _must_be_file(path: Path) -> None:
-    if not path.is_file():
-        near = _near(path.name, [file.name for file in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise ConfigError(f"{path}: no such file.{near}")
-
-
-def _folder_names(place: Path) -> list[str]:
-    return [item.name for item in place.iterdir() if item.is_dir()] if place.is_dir() else []
-
-
-def _positive(text: str) -> int:
-    return _at_least(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _at_least(text, 0)
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 10.0:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 10")
-    return value
-
-
-def _at_least(text: str, lowest: int) -> int:
-    if not text.isdecimal() or int(text) < lowest:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number ≥ {lowest}")
-    return int(text)

@@ -122,3 +122,16 @@ def _accelerator_state_is_not_shared() -> Iterator[None]:
 
         AcceleratorState._reset_state()
         GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def scripted_session(config_in: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model with tools that says what `agent_sessions.TURNS` say."""
+    from agent_sessions import AGENT, ScriptedSession
+
+    from mmreason.config.schema import RewardConfig
+
+    options: dict[str, Any] = {"agent": AGENT, "rollout": {"max_new_tokens": 1500}, "policy": {"prompt_once": "force"}}
+    reward = RewardConfig.model_validate({"exact": {"weight": 1.0}, "format": {"weight": 0.2}})
+    config = config_in(tmp_path_factory.mktemp("sessions"), **options).model_copy(update={"reward": reward})
+    return ScriptedSession(config)

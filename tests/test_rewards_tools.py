@@ -155,9 +155,12 @@ turns = st.builds(
     st.booleans(),
     st.integers(0, 9),
     st.lists(st.text(max_size=5), max_size=3).map(tuple),
+    st.text(max_size=9),
+    st.none() | st.tuples(*[st.floats(0, 1)] * 4),
 )
 
 
+@settings(deadline=None)
 @given(st.lists(turns, max_size=4).map(tuple))
 def test_turns_are_read_back_as_they_were_written(made: tuple[Turn, ...]) -> None:
     record = json.loads(json.dumps(to_plain(rollout_record(rollout(RIGHT, *made), 3, []))))
@@ -175,6 +178,7 @@ def test_turns_are_read_back_as_they_were_written(made: tuple[Turn, ...]) -> Non
         ([{"arguments": [1]}], "'arguments' must be an object"),
         ([{"num_images": "2"}], "'num_images' must be a whole number"),
         ([{"shown": [1]}], r"turns\[0\]\.shown' must be a list"),
+        ([{"piece": [0, 0, 1]}], r"turns\[0\]\.piece' must be four shares"),
     ],
 )
 def test_turns_that_are_none_are_refused_by_place(wrong: Any, what: str) -> None:

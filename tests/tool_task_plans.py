@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from PIL import Image
@@ -105,8 +105,13 @@ def assert_whole_and_inside(arguments: Any, store: ImageStore, seen: GeometryOf,
             assert numbers[1] < numbers[3]
 
 
+@cache
+def _runner(name: str, options: tuple[tuple[str, Any], ...]) -> RewardRunner:
+    return RewardRunner(RewardConfig.model_validate({name: dict(options)}))
+
+
 def score(name: str, rollout: Rollout, **options: Any) -> float | None:
-    table = RewardRunner(RewardConfig.model_validate({name: options})).score([rollout])
+    table = _runner(name, tuple(sorted(options.items()))).score([rollout])
     assert not table.failures
     return table.as_lists()[name][0]
 

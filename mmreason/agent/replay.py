@@ -22,6 +22,8 @@ from mmreason.errors import ConfigError
 
 #: Of a text that is quoted, and of differences that are listed.
 _QUOTED_CHARS, MAX_DIFFERENCES = 160, 100
+#: For one call, whatever a trace says.
+MAX_DEADLINE_S = 60.0
 #: Tokens shown around the first one that differs.
 _AROUND = 12
 
@@ -62,7 +64,13 @@ def replay_settings(trace: Trace, model: str | None, files: Sequence[str]) -> tu
         )
     settings = trace.model.model_copy(update={"name": model or trace.model.name})
     # The clock of another machine is not that of this one: an episode cut by it is told as a difference.
-    return settings, trace.agent.model_copy(update={"files": tuple(files), "max_seconds": None})
+    here = {
+        "files": tuple(files),
+        "max_seconds": None,
+        "workers": None,
+        "deadline_s": min(trace.agent.deadline_s, MAX_DEADLINE_S),
+    }
+    return settings, trace.agent.model_copy(update=here)
 
 
 def replay(saved: SavedEpisode, loop: AgentLoop) -> Replay:

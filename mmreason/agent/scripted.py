@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mmreason.agent.loop import AgentLoop, Trajectory
+from mmreason.agent.loop import AgentLoop, Listener, Trajectory
 from mmreason.data.base import PlannedTurn, Task, TaskOptions
 from mmreason.errors import DataError
 from mmreason.prompt_once.generation import Sampling
@@ -55,7 +55,10 @@ class ScriptedTurns:
 
 
 def play_script(
-    loop: AgentLoop, prepared: Sequence[Prepared], scripts: Sequence[Sequence[ScriptedTurn]]
+    loop: AgentLoop,
+    prepared: Sequence[Prepared],
+    scripts: Sequence[Sequence[ScriptedTurn]],
+    listener: Listener | None = None,
 ) -> list[Trajectory]:
     """Episodes in which the model's turns are those of the scripts.
 
@@ -63,12 +66,13 @@ def play_script(
         loop: with the tools.
         prepared: the prompts, not yet told of the tools.
         scripts: the turns of each, as texts or as tokens.
+        listener: told what happens.
     """
     policy = loop.policy
     ready = [loop.prepare(item) for item in prepared]
     store = PromptStore(policy)
     sampling = Sampling(loop.max_tokens, stops=tuple(policy.stop_token_ids))
-    return loop.run(ScriptedTurns(policy, scripts), store, [0] * len(ready), ready, sampling)
+    return loop.run(ScriptedTurns(policy, scripts), store, [0] * len(ready), ready, sampling, listener)
 
 
 def plan_texts(loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared) -> list[str]:

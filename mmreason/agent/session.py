@@ -14,7 +14,7 @@ from PIL import Image
 
 from mmreason.agent.episode import Event
 from mmreason.agent.images import ImageStore, Picture
-from mmreason.agent.loop import AgentLoop, Trajectory, shared_or_refused
+from mmreason.agent.loop import AgentLoop, Listener, Trajectory, shared_or_refused
 from mmreason.agent.trace import SavedEpisode, SavedSampling, saved_episode
 from mmreason.policy.policy import Policy
 from mmreason.records import Row
@@ -122,9 +122,13 @@ class Session:
         loop = self.loop
         prepared = self.policy.prepare(question.row())
         told = None if watcher is None else (lambda _row, event: watcher(loop.step(event)))
-        trajectory = loop.play([prepared], temperature=temperature, listener=told)[0]
+        trajectory = self.play(prepared, temperature, told)
         sampling = SavedSampling(temperature=temperature, seed=seed if temperature > 0 else None)
         return saved_episode(loop, prepared, trajectory, sampling, self._rewards(prepared, trajectory))
+
+    def play(self, prepared: Prepared, temperature: float, listener: Listener | None) -> Trajectory:
+        """One episode, written by the model."""
+        return self.loop.play([prepared], temperature=temperature, listener=listener)[0]
 
     def _rewards(self, prepared: Prepared, trajectory: Trajectory) -> dict[str, float | None]:
         """Parts and total of the reward, where the answer is known; None where a part does not apply or failed."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby, pairwise
@@ -47,8 +47,8 @@ MAX_FILE_BYTES = 32_000_000
 MAX_PICTURE_PX, MAX_TOTAL_PX = 40_000_000, 200_000_000
 MAX_PICTURES, MAX_TOKENS = 512, 1_000_000
 
-Digest = Annotated[str, StringConstraints(pattern=r"\A[0-9a-f]{32}\Z")]
-ImageId = Annotated[str, StringConstraints(pattern=r"\Aimg_(0|[1-9][0-9]{0,3})\Z")]
+Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")]
+ImageId = Annotated[str, StringConstraints(pattern="^img_(0|[1-9][0-9]{0,3})$")]
 Side = Annotated[int, Field(ge=1, le=MAX_PICTURE_PX)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 Count = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
@@ -157,6 +157,33 @@ class SavedTurn(_Saved):
     piece: tuple[float, float, float, float] | None = None
 
 
+class SavedPart(BaseModel):
+    """A part of a message; what else stands in a part of boxes is checked where it is written out (`mmreason.prompt_boxes`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    type: Literal["text", "image", "boxes"]
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> SavedPart:
+        if self.type == "text" and self.text is None:
+            raise ValueError("a part of type text needs a text")
+        return self
+
+
+class SavedMessage(_Saved):
+    """One message of the prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | tuple[SavedPart, ...]
+
+    @property
+    def num_images(self) -> int:
+        """How many pictures it shows."""
+        return 0 if isinstance(self.content, str) else sum(part.type == "image" for part in self.content)
+
+
 class SavedQuestion(_Saved):
     """The row without its pictures.
 
@@ -167,7 +194,7 @@ class SavedQuestion(_Saved):
     """
 
     id: str
-    messages: tuple[dict[str, JsonValue], ...]
+    messages: tuple[SavedMessage, ...]
     target: dict[str, JsonValue] = Field(default_factory=dict)
     dataset: str = ""
     hidden: dict[str, Digest] = Field(default_factory=dict)
@@ -235,7 +262,13 @@ class Trace(_Saved):
                 raise ValueError(f"picture {index} must be img_{index}, not {picture.id}")
             if not {picture.parent, picture.root} <= {*known, picture.id, None} or picture.parent == picture.id:
                 raise ValueError(f"{picture.id} comes from a picture that is not before it")
+            if (picture.made_by == "") != (index < self.num_given):
+                raise ValueError(
+                    f"{picture.id}: {self.num_given} pictures come with the question, the others from tools"
+                )
             known.add(picture.id)
+        if self.num_given > len(self.pictures):
+            raise ValueError(f"the question shows {self.num_given} pictures, and there are {len(self.pictures)}")
         shown = {one for event in self.events for one in event.pictures}
         if not shown <= known:
             raise ValueError(f"an event shows {min(shown - known)}, which is not among the pictures")
@@ -254,7 +287,7 @@ class Trace(_Saved):
     @property
     def num_given(self) -> int:
         """How many of the pictures came with the question."""
-        return sum(part.get("type") == "image" for message in self.question.messages for part in _parts(message))
+        return sum(message.num_images for message in self.question.messages)
 
 
 @dataclass(frozen=True)
@@ -281,7 +314,7 @@ class SavedEpisode:
         given = self.trace.pictures[: self.trace.num_given]
         return Row(
             question.id,
-            question.messages,
+            tuple(message.model_dump(exclude_unset=True) for message in question.messages),
             tuple(self.images[picture.digest] for picture in given),
             question.target,
             question.dataset,
@@ -321,7 +354,7 @@ def saved_episode(
     hidden = {str(name): kept(image.convert("RGB")) for name, image in episode.store.hidden.items()}
     question = SavedQuestion(
         id=row.id,
-        messages=tuple(_plain(message) for message in row.messages),
+        messages=tuple(SavedMessage.model_validate(_plain(message), strict=False) for message in row.messages),
         target=_plain(row.target),
         dataset=row.dataset,
         hidden=hidden,
@@ -471,13 +504,9 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    content = message.get("content")
-    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-
-
 def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
+    # The deepest one: where a value may have several forms, it says the most.
+    first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
     place = ".".join(str(part) for part in first["loc"])
     rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{place + ': ' if place else ''}{first['msg']}{rest}"

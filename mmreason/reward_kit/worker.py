@@ -212,7 +212,10 @@ def main() -> None:
     settings = NurserySettings.from_json(sys.argv[2])
     control = socket.socket(fileno=settings.control_fd)
     work, problem = _imported(settings.sources)
-    send_frame(control, json.dumps({"problem": problem}).encode())
+    try:
+        send_frame(control, json.dumps({"problem": problem}).encode())
+    except BrokenPipeError:
+        os._exit(0)  # it has ended meanwhile, without needing anybody
     if work is not None:
         _obey(control, settings, work)
     # At once: modules of the plug-ins may have started threads that a normal exit would wait for.

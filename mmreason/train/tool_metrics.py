@@ -33,6 +33,7 @@ class EpisodeFacts:
     Attributes:
         group: index of its group.
         calls: calls that the model wrote, failed ones included.
+        attempts: the same, and turns in which none could be read.
         done: calls that were carried out.
         failures: kind -> failed calls, and turns that could not be read.
         areas: share of the picture that each successful look at a piece of one showed.
@@ -44,6 +45,7 @@ class EpisodeFacts:
 
     group: int
     calls: int = 0
+    attempts: int = 0
     done: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
     areas: tuple[float, ...] = ()
@@ -62,6 +64,7 @@ class EpisodeFacts:
         return cls(
             group=rollout.group,
             calls=len(called),
+            attempts=sum(turn.tool is not None or not turn.ok for turn in rollout.turns),
             done=sum(turn.ok for turn in called),
             failures=dict(Counter(failed)),
             areas=tuple((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in pieces),
@@ -71,11 +74,6 @@ class EpisodeFacts:
             tokens=len(rollout.token_ids),
             observed=rollout.owner.count(0),
         )
-
-    @property
-    def attempts(self) -> int:
-        """Calls, and turns in which none could be read."""
-        return self.calls + self.failures.get(CallError.malformed.value, 0)
 
 
 def gathered_tool_metrics(

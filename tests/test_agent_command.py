@@ -1,0 +1,156 @@
+"""`mmreason agent` and `mmreason agent replay`: steps on the screen, the trace, refusals that teach."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agent_sessions import TURNS, ScriptedSession
+from PIL import Image
+from rich.console import Console
+
+from mmreason.agent.command import Screen, printable
+from mmreason.agent.preview import block_text
+from mmreason.agent.trace import read_trace, write_trace
+from mmreason.agent.words import agent
+from mmreason.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my photo.png"
+    Image.linear_gradient("L").convert("RGB").resize((120, 90)).save(path)
+    return path
+
+
+def shown(session: ScriptedSession, photo: Path, **console: object) -> tuple[str, Path]:
+    """What a person sees of the scripted episode, and its trace."""
+    written = io.StringIO()
+    folder = photo.parent / "trace"
+    screen = Screen(Console(file=written, width=200, **console), folder)  # type: ignore[arg-type]
+    saved = session.ask_about(Image.open(photo), screen.show, answer="red")
+    write_trace(saved, folder)
+    screen.finish(saved)
+    return written.getvalue(), folder
+
+
+def test_every_step_is_told_and_every_picture_has_its_path(scripted_session: ScriptedSession, photo: Path) -> None:
+    text, folder = shown(scripted_session, photo)
+    lines = [line.split() for line in text.splitlines()]
+    assert [" ".join(line) for line in lines if line[0] == "turn"] == ["turn 1", "turn 2", "turn 3", "turn 4"]
+    assert ["thinks", "closer"] in lines
+    assert any(line[:2] == ["call", "zoom"] and "[0," in " ".join(line) for line in lines)
+    assert any(line[0] == "error" and "img_9" in " ".join(line) for line in lines)
+    assert "answer: red" in text
+    assert "exact 1" in text
+    paths = [Path(line[-1]) for line in lines if line[0] in ("img_1", "img_2")]
+    assert len(paths) == 2
+    assert all(path.is_file() for path in paths)
+    assert "▀" not in text, "no pictures where output is no terminal"
+    assert read_trace(folder).trace.rewards["exact"] == 1.0
+
+
+def test_pictures_are_drawn_in_a_terminal(scripted_session: ScriptedSession, photo: Path) -> None:
+    text, _ = shown(scripted_session, photo, force_terminal=True, color_system="truecolor")
+    assert text.count("▀") > 200
+
+
+def test_blocks_show_two_pixels_a_letter() -> None:
+    picture = Image.new("RGB", (2, 3), (255, 0, 0))
+    picture.putpixel((1, 1), (0, 0, 255))
+    text = block_text(picture)
+    assert text.plain == "▀▀\n▀▀\n"
+    style = text.spans[1].style
+    assert str(style) == "#ff0000 on #0000ff"
+    assert max(map(len, block_text(Image.new("RGB", (900, 300)), 64, 24).plain.split("\n"))) == 64
+
+
+def test_no_text_of_a_model_reaches_the_terminal_as_a_command() -> None:
+    assert printable("a\x1b[2J\x07b\u202e\n\tc") == "a·[2J·b·\n\tc"
+
+
+def test_the_command_runs_from_words_to_a_trace_and_back(
+    photo: Path, random_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model("qwen2_5_vl")
+    words = ["--image", photo.name, "What is it?", "--model", model, "--tools", "crop,zoom", "max_turns=2"]
+    words += ["max_new_tokens=60", "--temperature", "1", "agent.workers=0", "model.max_pixels=12544"]
+    assert agent(words) == 0
+    assert agent(words) == 0
+    out = capsys.readouterr().out
+    assert "trace: traces/my_photo-1" in out
+    assert "trace: traces/my_photo-2" in out
+    first, second = (read_trace(f"traces/my_photo-{number}").trace for number in (1, 2))
+    assert first.ids == second.ids, "the same seed gives the same episode"
+    assert first.agent.max_turns == 2
+    assert first.agent.tools == ("crop", "zoom")
+    assert agent(["replay", "traces/my_photo-1", "--model", model]) == 0
+    assert "the same" in capsys.readouterr().out
+
+
+def test_a_replay_that_differs_ends_with_1(
+    scripted_session: ScriptedSession,
+    photo: Path,
+    random_model: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, folder = shown(scripted_session, photo)
+    model = random_model("qwen2_5_vl")
+    assert agent(["replay", str(folder), "--model", model]) == 0
+    content = json.loads((folder / "trace.json").read_text())
+    content["events"][1]["call"]["arguments"]["box"] = [1, 2, 3, 4]
+    content["made_with"]["pillow"] = "1.0"
+    (folder / "trace.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert agent(["replay", str(folder), "--model", model]) == 1
+    told = capsys.readouterr().out
+    assert "event 2" in told
+    assert "pillow 1.0 →" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "my photo.png"], "which question"),
+        (["--image", "my foto.png", "What?"], "Did you mean 'my photo.png'"),
+        (["--image", "my photo.png", "What?", "max_turn=3"], "Did you mean 'max_turns'"),
+        (["--image", "my photo.png", "What?", "more words"], "expected KEY=VALUE"),
+        (["--image", "my photo.png", "What?", "max_turns=0"], "max_turns"),
+        (["--image", "my photo.png", "What?", "--tools", "zom"], "Did you mean 'zoom'"),
+        (["--image", "my photo.png", "What?", "--tools", ","], "names no tool"),
+        (["--image", "my photo.png", "What?", "--out", "."], "something already"),
+        (["--image", "my photo.png", "What?", "--temperature", "hot"], "from 0 to 10"),
+        (["--image", "my photo.png", "What?", "--format", "smoke"], "invalid choice"),
+    ],
+)
+def test_refusals_say_what_to_do(photo: Path, words: list[str], message: str) -> None:
+    assert photo.is_file()
+    with pytest.raises(ConfigError, match=message):
+        agent(words)
+    assert not Path("traces").exists()
+
+
+def test_a_replay_of_nothing_is_explained(photo: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        agent(["replay", "traces/none"])
+
+
+def test_help_and_refusals_need_no_torch(photo: Path) -> None:
+    code = (
+        "import sys; from mmreason.cli import main; codes = [main(['agent', '--help']), main(['agent', 'replay', '--help']), "
+        "main(['agent', '--image', 'my photo.png', 'What?', 'max_turn=3'])]; "
+        "print(codes, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=photo.parent, timeout=240)
+    assert done.stdout.strip().endswith("[0, 0, 2] False"), done.stdout + done.stderr
+
+
+def test_the_script_of_these_tests_is_what_the_session_plays(scripted_session: ScriptedSession, photo: Path) -> None:
+    saved = scripted_session.ask_about(Image.open(photo))
+    assert saved.trace.texts == TURNS
