@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from mmreason.boxes import Boxes, parse_boxes
-from mmreason.records import ImageGeometry, Rollout, Row
+from mmreason.records import ImageGeometry, Rollout, Row, Span, ToolPicture, Turn
 from mmreason.run_records import RolloutWriter, RunFolder
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 <!-- & \ud800 \x00"
@@ -216,4 +216,62 @@ def make_hacked_run(path: Path, steps: int = 120, seed: int = 0) -> RunFolder:
         folder.append_metrics(metrics)
     folder.rollouts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder.write_summary({"first_reward_errors": {"judge": f"row 'q1': Traceback {HOSTILE[:60]}"}})
+    return folder
+
+
+def make_tool_run(path: Path) -> RunFolder:
+    """One group of four episodes with tools: a crop and a failed call, a hostile one, one that was cut off, one without calls."""
+    folder = RunFolder(path).create()
+    folder.write_config(
+        {
+            "name": path.name,
+            "model": {"name": "tiny"},
+            "agent": {"tools": ["crop"], "over_budget": "mask"},
+            "reward": {"exact": {"weight": 1.0}},
+        }
+    )
+    picture = Image.linear_gradient("L").convert("RGB").resize(SIZE)
+    geometry = (ImageGeometry(SIZE, MODEL_SIZE, 14, 2),)
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What colour is the sign?"}]}
+    row = Row("made/0", (asked,), (picture,), {"answer": "blue"}, "made")
+    crop = Turn(
+        'look <tool_call>{"name": "crop"}</tool_call>', "crop", {"image": "img_0", "box": [10, 20, 50, 50]}, True, 1
+    )
+    wrong = Turn("again", "crop", {"image": "img_9", "box": [0, 0, 9, 9]}, ok=False, error="unknown_image")
+    answer = Turn("<think>so</think><answer>blue</answer>")
+    seen = ToolPicture("img_1", "crop", (40, 30), picture.crop((10, 20, 50, 50)).resize((56, 42)))
+    shown = Span(False, 40, "<|im_end|>user img_1 size 40, 30 [img_1] look<|im_start|>")
+    hostile = Turn(HOSTILE, HOSTILE[:40], {HOSTILE: HOSTILE}, ok=False, error=HOSTILE)
+
+    def episode(
+        stop: str, turns: tuple[Turn, ...], spans: tuple[Span, ...], pictures: tuple[ToolPicture, ...]
+    ) -> Rollout:
+        text = "\n".join(turn.text for turn in turns)
+        tokens = sum(span.num_tokens for span in spans if span.sampled)
+        said = None if stop != "stop" else "blue"
+        return Rollout(
+            row, 0, (1,), text, said, tokens, stop, geometry, "resized_px", turns=turns, spans=spans, pictures=pictures
+        )
+
+    rollouts = [
+        episode(
+            "stop",
+            (crop, wrong, answer),
+            (
+                Span(True, 21, f"{crop.text}<|im_end|>"),
+                shown,
+                Span(True, 18, "again<|im_end|>"),
+                Span(False, 12, "error: there is no picture img_9"),
+                Span(True, 9, f"{answer.text}<|im_end|>"),
+            ),
+            (seen,),
+        ),
+        episode(
+            "stop", (hostile, answer), (Span(True, 5, HOSTILE), Span(False, 7, HOSTILE), Span(True, 9, answer.text)), ()
+        ),
+        episode("budget", (crop, Turn("more")), (Span(True, 21, crop.text), shown, Span(True, 3, "more")), (seen,)),
+        episode("stop", (answer,), (Span(True, 9, f"{answer.text}<|im_end|>"),), ()),
+    ]
+    totals = [1.0, 0.9, 0.0, -1.0]  # the page puts the best first
+    RolloutWriter(folder).write(1, rollouts, {"exact": totals}, totals, [0.5, 0.1, 0.0, -0.5])
     return folder

@@ -24,7 +24,7 @@ from mmreason.data.readers import read_rows
 from mmreason.errors import ConfigError, ResumeError
 from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row
-from mmreason.train.collect import Collector, run_collect
+from mmreason.train.collect import Collector, Sampled, run_collect
 from mmreason.train.collect_filters import Candidate, Filters, pass_rate
 
 # ---------------------------------------------------------------------- filters
@@ -237,7 +237,7 @@ def test_a_killed_run_goes_on_and_writes_what_an_undisturbed_one_would(
 
     def killed_in_the_second_batch(
         self: Collector, rows: Sequence[Row], batch: int, first_group: int = 0
-    ) -> list[Rollout]:
+    ) -> list[Sampled]:
         if batch == 1 and 1 not in sampled:
             sampled.append(1)
             raise KeyboardInterrupt

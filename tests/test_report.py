@@ -22,11 +22,11 @@ from mmreason.report.build import build_report, embed_json, score_rows
 from mmreason.report.collect import (
     collect_groups,
     collect_series,
-    cut_middle,
     describe_group,
-    segments_of,
 )
 from mmreason.report.pictures import inline_pictures
+from mmreason.report.texts import cut_middle, segments_of
+from mmreason.report.trajectory import describe_trajectory
 from mmreason.run_records import RunFolder
 
 # What hostile or merely odd files may hold where a record is expected.
@@ -37,7 +37,7 @@ JSON = st.recursive(
 )
 FIELDS = (
     "id", "group", "step", "dataset", "messages", "answer", "target", "images", "box_frame", "num_tokens",
-    "stop_reason", "rewards", "reward", "advantage",
+    "stop_reason", "rewards", "reward", "advantage", "turns", "spans", "pictures",
 )  # fmt: skip
 TAGGY = st.lists(st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1, 2, 3, 4]", "a", "\n", "<"])).map(
     "".join
@@ -444,3 +444,49 @@ def test_pictures_keep_to_the_budget(tmp_path: Path) -> None:
         found = inline_pictures(paths, tmp_path, [tmp_path], budget)
         assert sum(len(picture.uri) for picture in found.values()) <= budget
     assert all(picture.missing for picture in found.values())
+
+
+# ---------------------------------------------------------------------- episodes with tools
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "spans": st.lists(
+                st.tuples(st.sampled_from([0, 1]), st.integers(0, 9), st.text(max_size=9)).map(list) | JSON, max_size=5
+            ),
+            "turns": st.lists(
+                JSON | st.dictionaries(st.sampled_from(["text", "tool", "arguments", "ok", "error"]), JSON), max_size=5
+            ),
+            "pictures": st.lists(
+                JSON | st.dictionaries(st.sampled_from(["id", "path", "size", "tool"]), JSON), max_size=4
+            ),
+            "stop_reason": JSON,
+        },
+    )
+)
+def test_any_episode_can_be_described(record: dict[str, Any]) -> None:
+    found = describe_trajectory(record, 1000)
+    json.dumps(found, allow_nan=False)
+    assert found is None or all(span["sampled"] or not span["trained"] for span in found["spans"])
+
+
+def test_each_picture_of_an_episode_stands_once_whatever_the_texts_say() -> None:
+    record = {
+        "spans": [[1, 3, "[img_1]"], [0, 5, "see [img_1] and [img_1], not [img_7]"], [0, 2, "[img_2]"]],
+        "pictures": [{"id": "img_1", "path": "tools/a.png"}, {"id": "img_2", "path": "tools/b.png", "size": [4, "x"]}],
+        "turns": [{"text": "a", "tool": "crop"}, {"text": "", "tool": "zoom"}, {"text": "b", "tool": None}],
+        "stop_reason": "length",
+    }
+    found = describe_trajectory(record, 1000, trains_cut=False)
+    assert found is not None
+    first, second, third = found["spans"]
+    assert first["segments"] == [("text", "[img_1]")]
+    assert [call["tool"] for call in first["calls"]] == ["crop", "zoom"]
+    assert not first["trained"]
+    assert second["parts"] == [["text", "see "], ["picture", "img_1"], ["text", " and [img_1], not [img_7]"]]
+    assert third["parts"] == [["picture", "img_2"]]
+    assert found["pictures"]["img_2"]["size"] is None
+    assert describe_trajectory({**record, "stop_reason": "stop"}, 1000)["spans"][0]["trained"]  # type: ignore[index]
+    assert describe_trajectory({"completion": "x"}, 1000) is None

@@ -3,48 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, make_hacked_run, make_run
+from headless_browser import ask, errors, headless, started_browser, until
+from report_runs import HOSTILE, make_hacked_run, make_run, make_tool_run
 
 from mmreason.report.build import build_report
 from mmreason.run_records import RunFolder, read_rollouts
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, from the dev extra")
-
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (  # no sandbox: CI runs as root; the rest keeps the browser from calling home
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--window-size=1300,1000",
-)  # fmt: skip
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (BROWSER and DRIVER),
-        reason="needs chromium and chromedriver on PATH (Debian: apt-get install chromium chromium-driver)",
-    ),
-]
+pytestmark = headless
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
+    yield from started_browser(tmp_path_factory.mktemp("profile"))
 
 
 @pytest.fixture(scope="module")
@@ -59,22 +35,6 @@ def page(browser: Any, run: RunFolder) -> Any:
     browser.get(run.report.as_uri())
     yield browser
     assert errors(browser) == []
-
-
-def errors(browser: Any) -> list[str]:
-    return [entry["message"] for entry in browser.get_log("browser")]
-
-
-def ask(browser: Any, script: str) -> Any:
-    return browser.execute_script(f"return {script}")
-
-
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "the page did not get there in time"
-        time.sleep(0.05)
-    return found
 
 
 def set_filter(browser: Any, control: str, value: str) -> str:
@@ -234,7 +194,9 @@ def test_hostile_text_is_shown_and_not_run(page: Any) -> None:
     assert text.startswith("</script><script>alert(1)</script><img src=x onerror=alert(2)>")
     assert ask(page, 'document.querySelectorAll(".completion *:not(span):not(mark)").length') == 0
     assert ask(page, "document.scripts.length") == 2
-    with pytest.raises(webdriver.remote.errorhandler.NoAlertPresentException):
+    from selenium.common.exceptions import NoAlertPresentException
+
+    with pytest.raises(NoAlertPresentException):
         page.switch_to.alert.text  # noqa: B018 - reading it is the question
 
 
@@ -295,6 +257,76 @@ def test_odd_records_do_not_stop_the_page(browser: Any, tmp_path: Path) -> None:
     assert "Picture not shown" in ask(browser, "document.body.innerText")
     assert set_filter(browser, "f-low", "0").startswith("0 of 3")
     assert errors(browser) == []
+
+
+# ---------------------------------------------------------------------- episodes with tools
+
+
+@pytest.fixture
+def tools_page(browser: Any, tmp_path: Path) -> Any:
+    browser.get(build_report(make_tool_run(tmp_path / "tools").path).as_uri())
+    yield browser
+    assert errors(browser) == []
+
+
+def test_an_episode_shows_who_wrote_what_with_pictures_in_their_places(tools_page: Any) -> None:
+    first = 'document.querySelector(".rollout")'
+    kinds = ask(tools_page, f'[...{first}.querySelectorAll(".span")].map(s => s.classList[1])')
+    assert kinds == ["trained", "inserted", "trained", "inserted", "trained"]
+    counts = ask(tools_page, f'[...{first}.querySelectorAll(".who")].map(s => s.textContent)')
+    assert counts == ["model · 21", "shown · 40", "model · 18", "shown · 12", "model · 9"]
+    assert (
+        ask(tools_page, f'{first}.querySelector(".trajectory .legend").textContent')
+        == "trained, 48 tokensshown to the model, 52 tokens"
+    )
+    # The picture stands between the words that were shown around it, in the second stretch.
+    order = ask(tools_page, f'[...{first}.querySelectorAll(".span")[1].lastChild.children].map(n => n.tagName)')
+    assert order == ["PRE", "FIGURE", "PRE"]
+    picture = f'{first}.querySelector(".tool-picture img")'
+    ask(tools_page, f"{picture}.scrollIntoView()")
+    until(lambda: ask(tools_page, f"{picture}.naturalWidth") == 56)
+    assert "img_1 by crop · 40 × 30 px" in ask(tools_page, f'{first}.querySelector(".tool-picture").innerText')
+    colours = ask(tools_page, f'[...{first}.querySelectorAll(".span")].map(s => getComputedStyle(s).backgroundColor)')
+    assert len(set(colours)) == 2
+    assert colours[0] == colours[2] != colours[1]
+
+
+def test_calls_stand_with_their_turn_and_failures_say_why(tools_page: Any) -> None:
+    first = 'document.querySelector(".rollout")'
+    calls = ask(tools_page, f'[...{first}.querySelectorAll(".call")].map(c => c.innerText)')
+    assert "crop" in calls[0]
+    assert "[10, 20, 50, 50]" in calls[0]
+    assert "1 picture" in calls[0]
+    assert "no such picture" in calls[1]
+    assert ask(tools_page, f'{first}.querySelectorAll(".call.failed").length') == 1
+    assert "a call failed" in ask(tools_page, f'{first}.querySelector("header").innerText')
+    # Hostile arguments and texts of tools are text.
+    assert HOSTILE[:9] in ask(tools_page, 'document.querySelectorAll(".rollout")[1].textContent.toWellFormed()')
+    assert ask(tools_page, "document.scripts.length") == 2
+
+
+def test_what_was_cut_off_is_coloured_as_not_trained(tools_page: Any) -> None:
+    cut = 'document.querySelectorAll(".rollout")[2]'
+    assert ask(tools_page, f'[...{cut}.querySelectorAll(".span")].map(s => s.classList[1])') == [
+        "untrained",
+        "inserted",
+        "untrained",
+    ]
+    assert "cut off" in ask(tools_page, f'{cut}.querySelector(".trajectory .legend").textContent')
+    assert set_filter(tools_page, "f-why", "budget").endswith("1 of 4 rollouts.")
+    assert set_filter(tools_page, "f-why", "call").endswith("2 of 4 rollouts.")
+
+
+def test_what_tools_said_is_searched(tools_page: Any) -> None:
+    assert set_filter(tools_page, "f-query", "there is no picture").endswith("1 of 4 rollouts.")
+    assert ask(tools_page, 'document.querySelector(".span.inserted mark").textContent') == "there is no picture"
+    assert set_filter(tools_page, "f-query", "no such words").startswith("0 of 1")
+
+
+def test_an_answer_without_a_call_in_a_run_with_tools(tools_page: Any) -> None:
+    last = 'document.querySelectorAll(".rollout")[3]'
+    assert ask(tools_page, f'[...{last}.querySelectorAll(".span")].map(s => s.classList[1])') == ["trained"]
+    assert ask(tools_page, f'{last}.querySelector(".part-answer").textContent') == "blue"
 
 
 # ---------------------------------------------------------------------- rewards and alarms

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from played_processes import Together
 
 from mmreason.agent.calls import CallError
+from mmreason.config.compose import plain_dict
+from mmreason.evaluate import run_eval
 from mmreason.records import Rollout, Row, Turn
 from mmreason.train.alarms import AlarmBook
 from mmreason.train.tool_metrics import EpisodeFacts, gathered_tool_metrics, tool_metrics
@@ -143,6 +146,29 @@ def test_numbers_stay_in_range_and_do_not_depend_on_who_counts(batch: list[tuple
             whole, nan_ok=True
         )
     assert len(told) == 2
+
+
+def test_an_evaluation_tells_how_tools_were_used_and_compares_with_none(
+    config_in: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_in(
+        tmp_path,
+        command="eval",
+        task={"name": "fine_print"},
+        agent={"tools": ("zoom",), "workers": 0},
+        eval={"without_tools": True},
+        trainer={"eval_rows": 3},
+    )
+    summary = run_eval(config, plain_dict(config))
+    # A random model never writes a call.
+    used = summary["tools"]["after"]
+    assert (used["tools/call_rate"], used["tools/over_budget"]) == (0.0, 1.0)
+    assert not any("group" in name for name in used)
+    for name, both in summary["difference_of_tools"].items():
+        assert both["mean"] == pytest.approx(summary["after"][name]["mean"] - summary["without_tools"][name]["mean"])
+    said = capsys.readouterr().out
+    assert "how it used its tools:" in said
+    assert "with tools minus without, paired:" in said
 
 
 # ---------------------------------------------------------------------- alarms

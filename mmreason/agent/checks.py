@@ -20,6 +20,8 @@ def agent_problems(config: RunConfig) -> list[str]:
         PluginError: a file of tools cannot be used.
     """
     problems = _mixture_problems(config)
+    if config.command == "collect":
+        problems += _collect_problems(config)
     if config.eval.without_tools and not config.agent.enabled:
         problems.append("eval.without_tools compares with an evaluation with tools: give agent.tools, or leave it out")
     if not config.agent.enabled:
@@ -45,6 +47,14 @@ def agent_problems(config: RunConfig) -> list[str]:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens}"
         )
     return problems
+
+
+def _collect_problems(config: RunConfig) -> list[str]:
+    if config.agent.enabled and config.collect.pairs:
+        return ["collect.pairs: preference training has no turns; leave it out where agent.tools are given"]
+    if not config.agent.enabled and config.collect.revised_only:
+        return ["collect.revised_only looks at what tools drew and showed: give agent.tools, or leave it out"]
+    return []
 
 
 def _mixture_problems(config: RunConfig) -> list[str]:

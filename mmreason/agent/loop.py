@@ -12,7 +12,7 @@ Legend of shapes: N episodes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +27,7 @@ from mmreason.agent.rendering import render
 from mmreason.agent.templates import observation_ids
 from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.config.agent_section import AgentConfig
-from mmreason.errors import ModelError
+from mmreason.errors import DataError, ModelError
 from mmreason.policy.policy import open_image
 from mmreason.prompt_once.generation import Generation, Sampling
 from mmreason.prompt_once.packing import Segment
@@ -214,6 +214,8 @@ class AgentLoop:
     def store_of(self, row: Row) -> ImageStore:
         """The pictures of a row, and those that its tools may bring up."""
         hidden = row.columns.get("hidden", {})
+        if not isinstance(hidden, Mapping) or not all(isinstance(one, str | Image.Image) for one in hidden.values()):
+            raise DataError(f"row {row.id}: `hidden` must hold pictures, or paths of them, by name")
         opened = {name: open_image(image, self.loader, row.id) for name, image in hidden.items()}
         return ImageStore(self.policy.open_images(row, self.loader), opened)
 

@@ -479,7 +479,7 @@ def _disagreements(config: RunConfig) -> list[str]:
 
         problems += objective_problems(config)
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
-    if config.agent.enabled or config.sft.phases:
+    if config.agent.enabled or config.sft.phases or config.eval.without_tools or config.collect.revised_only:
         from mmreason.agent.checks import agent_problems
 
         problems += agent_problems(config)

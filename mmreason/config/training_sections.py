@@ -237,6 +237,10 @@ class CollectConfig(Section):
         min_length=1,
         description="what counts as reflection: whole words, whatever the case",
     )
+    revised_only: bool = Field(
+        False,
+        description="with agent.tools: keep only episodes that drew a label again elsewhere, or looked at a second region",
+    )
     drop_duplicates: bool = Field(True, description="keep equal completions of a row once")
     prefer: Literal["first", "shortest", "highest"] = Field(
         "first", description="which completions of a row are kept: sampled first, fewest tokens, highest total reward"

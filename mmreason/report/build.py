@@ -21,15 +21,28 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from mmreason.errors import DataError
-from mmreason.report.collect import MAX_NAME_CHARS, collect_groups, collect_series, number, shorten
+from mmreason.report.collect import MAX_NAME_CHARS, collect_groups, collect_series
 from mmreason.report.pictures import inline_pictures
 from mmreason.report.reward_survey import LENGTH, TOTAL, RewardSurvey
+from mmreason.report.texts import number, shorten
 from mmreason.report.training_log import FailureLog, collect_alarms, first_errors
 from mmreason.run_records import RunFolder, read_metrics, write_atomically
 
-SCRIPTS = ("dom.js", "charts.js", "overlay.js", "rewards.js", "text.js", "filters.js", "rollouts.js", "main.js")
-#: Bound on the sum of all inlined pictures.
+SCRIPTS = (
+    "dom.js",
+    "charts.js",
+    "overlay.js",
+    "rewards.js",
+    "text.js",
+    "trajectory.js",
+    "filters.js",
+    "rollouts.js",
+    "main.js",
+)
+#: Bound on the sum of all inlined pictures of questions, and on that of tools.
 PICTURE_BUDGET_BYTES = 24_000_000
+#: Pictures of tools on one page: of some groups all, not of all groups some.
+MAX_TOOL_PICTURES = 1_200
 #: Bound on the data of a page, pictures included: groups are left out until it fits.
 PAGE_BUDGET_BYTES = 64_000_000
 
@@ -75,7 +88,12 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
     series = _read(lambda: collect_series(read_metrics(folder.metrics)), notes) if folder.metrics.is_file() else {}
     survey = RewardSurvey()
     groups = (
-        _read(lambda: collect_groups(folder.rollouts, max_groups, survey.measure, survey.count), notes)
+        _read(
+            lambda: collect_groups(
+                folder.rollouts, max_groups, survey.measure, survey.count, trains_cut=trains_cut_off(config)
+            ),
+            notes,
+        )
         if folder.rollouts.is_file()
         else {}
     )
@@ -89,7 +107,10 @@ def build_report(run_dir: str | Path, max_groups: int = 200, image_root: str | P
         roots,
         PICTURE_BUDGET_BYTES,
     )
-    data["pictures"] = {path: {"uri": found.uri, "missing": found.missing} for path, found in pictures.items()}
+    tools = inline_pictures(tool_pictures(data["groups"]), folder.path, roots, PICTURE_BUDGET_BYTES)
+    data["pictures"] = {
+        path: {"uri": found.uri, "missing": found.missing} for path, found in {**tools, **pictures}.items()
+    }
     header = describe_header(folder.path, config, summary)
     away = sum(1 for path, found in pictures.items() if not found.uri and not _lies_in(path, folder.path))
     if away and image_root is None:
@@ -144,6 +165,26 @@ def reward_weights(config: Mapping[str, Any]) -> dict[str, float | None]:
         for name, options in (rewards.items() if isinstance(rewards, Mapping) else ())
         if isinstance(options, Mapping) and name != "shapers"
     }
+
+
+def trains_cut_off(config: Mapping[str, Any]) -> bool:
+    """Whether episodes that a budget cut off count in the loss; true for runs without tools."""
+    return not _option(config, "agent", "tools") or _option(config, "agent", "over_budget") == "keep"
+
+
+def tool_pictures(groups: Sequence[Json], most: int | None = MAX_TOOL_PICTURES) -> list[str]:
+    """Paths of the pictures that tools made, of whole groups spread evenly over the run, at most `most`."""
+    of_groups = [
+        list(dict.fromkeys(one["path"] for rollout in group["rollouts"] for one in _shown(rollout))) for group in groups
+    ]
+    total = sum(map(len, of_groups))
+    every = 1 if most is None else max(1, -(-total // most))
+    return [path for paths in of_groups[::every] for path in paths][:most]
+
+
+def _shown(rollout: Json) -> list[Json]:
+    trajectory = rollout["trajectory"]
+    return list(trajectory["pictures"].values()) if trajectory else []
 
 
 def render(header: Mapping[str, Any], data: Mapping[str, Any], notes: Sequence[str]) -> str:
@@ -263,6 +304,7 @@ def _keep_to_budget(data: Json, notes: list[str]) -> None:
     while len(embed_json(data)) > PAGE_BUDGET_BYTES and data["groups"]:
         data["groups"] = data["groups"][::2] if len(data["groups"]) > 1 else []
         paths = {image["path"] for group in data["groups"] for image in group["images"]}
+        paths |= set(tool_pictures(data["groups"], None))
         data["pictures"] = {path: found for path, found in data["pictures"].items() if path in paths}
         data["shown_rollouts"] = sum(len(group["rollouts"]) for group in data["groups"])
     if len(data["groups"]) < groups:

@@ -20,8 +20,9 @@ from mmreason.errors import BoxError
 from mmreason.labelled_boxes import images_of_answer, images_of_boxes, parse_labelled_boxes
 from mmreason.prompt_boxes import BOXES_PART, written_part
 from mmreason.records import ImageGeometry
+from mmreason.report.texts import MAX_ITEMS, cut_middle, items, number, segments_of, shorten
+from mmreason.report.trajectory import describe_trajectory, failed_calls
 from mmreason.run_records import read_rollouts
-from mmreason.text import tag_spans
 
 #: Rollouts on one page, and characters of text over all of them.
 MAX_ROLLOUTS = 4_000
@@ -30,8 +31,6 @@ MAX_TEXT_CHARS = 12_000_000
 MIN_COMPLETION_CHARS, MAX_COMPLETION_CHARS = 1_500, 30_000
 #: Characters shown of one prompt message or target.
 MAX_PROMPT_CHARS = 4_000
-#: True boxes, messages and reward parts shown; a real row has a handful.
-MAX_ITEMS = 100
 #: Groups that are told apart while a file is read.
 MAX_TRACKED = 100_000
 #: Curves of one page.
@@ -45,7 +44,6 @@ IOU_HIT = 0.5
 Record = Mapping[str, Any]
 #: Of each image of a row; `None` where a record does not say.
 Geometry = tuple[ImageGeometry | None, ...]
-Segment = tuple[str, str]
 Observer = Callable[[Record], None]
 
 
@@ -54,7 +52,12 @@ def _ignore(record: Record) -> None:
 
 
 def collect_groups(
-    path: Path, max_groups: int, first_reading: Observer = _ignore, second_reading: Observer = _ignore
+    path: Path,
+    max_groups: int,
+    first_reading: Observer = _ignore,
+    second_reading: Observer = _ignore,
+    *,
+    trains_cut: bool = True,
 ) -> dict[str, Any]:
     """Read the rollouts, twice, and keep at most `max_groups` groups, spread evenly over the run.
 
@@ -63,6 +66,7 @@ def collect_groups(
         max_groups: how many groups to keep.
         first_reading: told every record of the first reading.
         second_reading: told every record of the second one.
+        trains_cut: episodes with tools that were cut off count in the loss.
 
     Returns:
         `groups` (see `describe_group`), and the counts `total_groups` (rounded where not all of them are tracked),
@@ -85,7 +89,7 @@ def collect_groups(
     max_chars = min(MAX_COMPLETION_CHARS, max(MIN_COMPLETION_CHARS, MAX_TEXT_CHARS // max(1, shown)))
     return {
         # A group may have vanished between the two readings if the run was cut back meanwhile.
-        "groups": [describe_group(members, max_chars) for members in kept.values() if members],
+        "groups": [describe_group(members, max_chars, trains_cut=trains_cut) for members in kept.values() if members],
         "total_groups": census.total_groups,
         "total_rollouts": census.total_rollouts,
         "shown_rollouts": shown,
@@ -131,31 +135,32 @@ class _Census:
         return int.from_bytes(key[:4], "little") % self._stride == 0
 
 
-def describe_group(records: Sequence[Record], max_chars: int = MAX_COMPLETION_CHARS) -> dict[str, Any]:
+def describe_group(
+    records: Sequence[Record], max_chars: int = MAX_COMPLETION_CHARS, *, trains_cut: bool = True
+) -> dict[str, Any]:
     """What the page shows of the rollouts of one prompt.
 
     Args:
         records: rollout records of one group, at least one.
         max_chars: characters kept of a completion; the middle of a longer one is cut out.
+        trains_cut: episodes with tools that were cut off count in the loss.
     """
     first = records[0]
     target = first.get("target")
     target = target if isinstance(target, Mapping) else {}
-    images = [image for image in _items(first.get("images"))[:MAX_ITEMS] if isinstance(image, Mapping)]
+    images = [image for image in items(first.get("images"))[:MAX_ITEMS] if isinstance(image, Mapping)]
     geometry = tuple(_geometry(image) for image in images)
     frame = str(first.get("box_frame") or "")
     truth = _Truth.of(target, geometry)
-    rollouts = [_describe_rollout(record, truth, geometry, max_chars) for record in records]
+    rollouts = [_describe_rollout(record, truth, geometry, max_chars, trains_cut) for record in records]
     totals = [rollout["reward"] for rollout in rollouts if rollout["reward"] is not None]
-    labels = [shorten(str(label), 60) for label in _items(target.get("labels"))[:MAX_ITEMS]]
+    labels = [shorten(str(label), 60) for label in items(target.get("labels"))[:MAX_ITEMS]]
     lengths = [rollout["tokens"] for rollout in rollouts if rollout["tokens"] is not None]
     return {
         "id": shorten(str(first.get("id", "")), 200),
         "step": number(first.get("step")),
         "dataset": shorten(str(first.get("dataset") or ""), 100),
-        "prompt": [
-            _describe_message(message, geometry, frame) for message in _items(first.get("messages"))[:MAX_ITEMS]
-        ],
+        "prompt": [_describe_message(message, geometry, frame) for message in items(first.get("messages"))[:MAX_ITEMS]],
         "target": _describe_target(target, labels, truth),
         "labels": labels,
         "true_boxes": [] if truth.boxes is None else truth.boxes.xyxy.tolist(),
@@ -195,53 +200,6 @@ def collect_series(metrics: Iterable[Record]) -> dict[str, dict[str, list[float 
             curve["x"] = [curve["x"][index] for index in kept]
             curve["y"] = [curve["y"][index] for index in kept]
     return {name: curve for name, curve in series.items() if any(value is not None for value in curve["y"])}
-
-
-def segments_of(completion: str) -> list[Segment]:
-    """Cut a completion into `(kind, text)`, kind `think`, `answer`, `text` or `tag`; the texts join to it."""
-    found: list[Segment] = []
-    position = 0
-    for kind, start, end in tag_spans(completion):
-        found += [("tag", completion[position:start]), (kind or "text", completion[start:end])]
-        position = end
-    found.append(("tag", completion[position:]))
-    return [segment for segment in found if segment[1]]
-
-
-def cut_middle(segments: Sequence[Segment], max_chars: int) -> list[Segment]:
-    """Leave out the middle of an overlong completion: its start and its end, where the answer is, stay."""
-    total = sum(len(text) for _, text in segments)
-    if total <= max_chars:
-        return list(segments)
-    head, tail = max_chars * 2 // 3, total - (max_chars - max_chars * 2 // 3)
-    kept: list[Segment] = []
-    position = 0
-    for kind, text in segments:
-        before = text[: max(0, head - position)]
-        after = text[max(0, tail - position) :]
-        if before:
-            kept.append((kind, before))
-        if position <= head < position + len(text):
-            kept.append(("cut", f" […{tail - head:,} characters not shown…] "))
-        if after:
-            kept.append((kind, after))
-        position += len(text)
-    return kept
-
-
-def number(value: object) -> float | None:
-    """A finite number, or `None` for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def shorten(text: str, max_chars: int) -> str:
-    """The text, cut with an ellipsis."""
-    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def group_key(record: Record) -> bytes:
@@ -306,7 +264,9 @@ class _Placed:
         return max(found, default=0.0)
 
 
-def _describe_rollout(record: Record, truth: _Truth, geometry: Geometry, max_chars: int) -> dict[str, Any]:
+def _describe_rollout(
+    record: Record, truth: _Truth, geometry: Geometry, max_chars: int, trains_cut: bool
+) -> dict[str, Any]:
     completion = str(record["completion"])
     answer = record.get("answer")
     answer = answer if isinstance(answer, str) else None
@@ -318,8 +278,10 @@ def _describe_rollout(record: Record, truth: _Truth, geometry: Geometry, max_cha
     looked = _placed(thinking, frame, truth, geometry)
     rewards = record.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
+    trajectory = describe_trajectory(record, max_chars, trains_cut=trains_cut)
     return {
-        "segments": cut_middle(segments, max_chars),
+        "segments": [] if trajectory is not None and trajectory["spans"] else cut_middle(segments, max_chars),
+        "trajectory": trajectory,
         "reward": number(record.get("reward")),
         "rewards": {shorten(str(name), 60): number(value) for name, value in list(rewards.items())[:MAX_ITEMS]},
         "advantage": number(record.get("advantage")),
@@ -337,7 +299,7 @@ def _describe_rollout(record: Record, truth: _Truth, geometry: Geometry, max_cha
 def _causes(
     record: Record, answer: str | None, given: _Placed | None, truth: _Truth, overlap: float | None
 ) -> Iterator[str]:
-    """Why a rollout may have earned nothing: `format`, `no_box`, `no_image`, `box_off`, `wrong`, `length`."""
+    """Why a rollout may have earned nothing: `format`, `no_box`, `no_image`, `box_off`, `wrong`, `length`, `budget`, `call`."""
     rewards = record.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
     format_score = number(rewards.get("format"))
@@ -355,8 +317,10 @@ def _causes(
         scores = [number(value) for name, value in rewards.items() if name != "format"]
         if scores and all(score is not None and score <= 0 for score in scores):
             yield "wrong"
-    if record.get("stop_reason") == "length":
-        yield "length"
+    if record.get("stop_reason") in ("length", "budget"):
+        yield str(record["stop_reason"])
+    if failed_calls(record):
+        yield "call"
 
 
 def _placed(text: str, frame: str, truth: _Truth, geometry: Geometry) -> _Placed | None:
@@ -401,7 +365,7 @@ def _geometry(image: Record) -> ImageGeometry | None:
     """Geometry for converting boxes; the patch size is not recorded and not needed for that."""
     sizes = []
     for name in ("original_size", "model_size"):
-        size = [number(value) for value in _items(image.get(name))]
+        size = [number(value) for value in items(image.get(name))]
         if len(size) != 2 or any(value is None or value < 1 for value in size):
             return None
         sizes.append((int(size[0] or 0), int(size[1] or 0)))
@@ -422,7 +386,7 @@ def _describe_message(message: object, geometry: Geometry, frame: str) -> dict[s
         return {"role": "", "text": shorten(str(message), MAX_PROMPT_CHARS)}
     content = message.get("content")
     if not isinstance(content, str):
-        parts = [part for part in _items(content) if isinstance(part, Mapping)]
+        parts = [part for part in items(content) if isinstance(part, Mapping)]
         content = " ".join(_describe_part(part, geometry, frame) for part in parts)
     return {"role": shorten(str(message.get("role", "")), 20), "text": shorten(content, MAX_PROMPT_CHARS)}
 
@@ -458,10 +422,6 @@ def _describe_target(target: Record, labels: Sequence[str], truth: _Truth) -> st
         named = [f"{label} {box}".strip() for label, box in zip_longest(labels, boxes, fillvalue="")]
         return shorten("\n".join(named), MAX_PROMPT_CHARS)
     return shorten(json.dumps(target, ensure_ascii=False), MAX_PROMPT_CHARS) if target else ""
-
-
-def _items(value: object) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -6,6 +6,7 @@
   const CAUSES = [
     ["", "any outcome"], ["format", "format failed"], ["no_box", "no box parsed"], ["no_image", "a box without image"],
     ["box_off", "box off (overlap below 0.5)"], ["wrong", "answer wrong"], ["length", "cut at the length limit"],
+    ["budget", "an agent's budget used up"], ["call", "a call of a tool failed"],
   ];
   const ORDERS = {
     "step-up": ["step, first to last", (a, b) => a.step - b.step],
@@ -24,7 +25,8 @@
     if (rollout.haystack === undefined) {
       group.haystack = group.haystack ||
         [group.id, group.target, ...group.labels, ...group.prompt.map((m) => m.text)].join("\n").toLowerCase();
-      rollout.haystack = rollout.segments.map((s) => s[1]).join("").toLowerCase();
+      const spans = rollout.trajectory ? rollout.trajectory.spans : [];
+      rollout.haystack = [rollout.segments, ...spans.map((s) => s.segments || s.parts)].map((found) => found.map((s) => s[1]).join("")).join("\n").toLowerCase();
     }
     return group.haystack + "\n" + rollout.haystack;
   }

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmreason.report.collect import Record, group_key, number, shorten
+from mmreason.report.collect import Record, group_key
+from mmreason.report.texts import number, shorten
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

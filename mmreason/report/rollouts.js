@@ -4,7 +4,7 @@
   const { el, svg, show } = mmreason.dom;
 
   const PAGE = 8;
-  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", no_image: "a box without image", box_off: "box off", wrong: "answer wrong", length: "cut at the limit" };
+  const CAUSE_TEXT = { format: "format failed", no_box: "no box parsed", no_image: "a box without image", box_off: "box off", wrong: "answer wrong", length: "cut at the limit", budget: "budget used up", call: "a call failed" };
 
   function advantage(value) {
     if (value === null) return null;
@@ -17,7 +17,7 @@
         svg("rect", { x: value < 0 ? 20 - length : 20, y: 2, width: length, height: 6, rx: 1.5 })));
   }
 
-  function rollout(item, number, query, picture, pinned) {
+  function rollout(item, number, query, picture, pinned, pictures) {
     const parts = Object.entries(item.rewards).map(([name, value]) =>
       el("span", { class: "part" + (value === null ? " none" : ""), title: value === null ? "does not apply, or failed" : null },
         name, " ", el("b", {}, show(value))));
@@ -30,7 +30,8 @@
         el("span", { class: "part" }, el("b", {}, show(item.tokens)), " tokens"),
         item.stop && item.stop !== "stop" ? el("span", { class: "part" }, "ended by ", el("b", {}, item.stop)) : null,
         item.why.map((why) => el("span", { class: "cause" }, CAUSE_TEXT[why] || why))),
-      mmreason.text.completion(item.segments, query));
+      item.trajectory ? mmreason.trajectory(item.trajectory, query, pictures) : null,
+      item.segments.length || !item.trajectory ? mmreason.text.completion(item.segments, query) : null);
     const hover = (on) => { if (!pinned.node) picture.highlight(on ? item : null); };
     node.addEventListener("pointerenter", () => hover(true));
     node.addEventListener("pointerleave", () => hover(false));
@@ -57,7 +58,7 @@
     const numbers = new Map(group.rollouts.map((item, index) => [item, index + 1]));
     const list = el("div", { class: "list" });
     const fillList = (items) => list.replaceChildren(
-      ...items.map((item) => rollout(item, numbers.get(item), query, picture, pinned)));
+      ...items.map((item) => rollout(item, numbers.get(item), query, picture, pinned, pictures)));
     fillList(found.rollouts);
     const hidden = group.rollouts.length - found.rollouts.length;
     const rest = hidden ? el("button", { type: "button", class: "rest", onclick: () => { fillList(group.rollouts); rest.remove(); } },

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mmreason.report.collect import Record, number, shorten
+from mmreason.report.collect import Record
+from mmreason.report.texts import number, shorten
 from mmreason.train.alarms import AlarmBook
 
 #: Alarms on a page, and characters of one.

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from transformers import set_seed
 
+from mmreason.agent.loop import AgentLoop, build_agent
 from mmreason.config.schema import RunConfig
 from mmreason.data.row_forms import RowProblem, interpret
 from mmreason.errors import ConfigError, ResumeError
@@ -41,7 +42,7 @@ from mmreason.run_records import RolloutWriter, RunFolder, append_lines, save_pi
 from mmreason.scoring import RewardRunner, ScoreTable
 from mmreason.train.callbacks import Interrupted, SignalWatch, process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import check_same_run
-from mmreason.train.collect_filters import TOTAL, Candidate, Filters, Selection, pass_rate
+from mmreason.train.collect_filters import TOTAL, Candidate, Filters, Selection, pass_rate, revises
 from mmreason.train.opening import refuse_other_command, run_identity
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ ROWS_OF_A_TASK = 256
 #: First number of the seeds of batches: apart from the random streams of tasks and orders.
 _STREAM = 0x636F6C
 #: Keys of a written row that no column of the source row may take.
-_OWN_KEYS = frozenset({"id", "messages", "images", "image", "target", "completion", "pass_rate"})
+_OWN_KEYS = frozenset(
+    {"id", "messages", "images", "image", "target", "completion", "pass_rate", "turns", "agent_format", "hidden"}
+)
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -100,7 +103,7 @@ def run_collect(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     source = _Source.of(config)
     policy = Policy.load(config.model, seed=config.seed)
     policy.share_prompts(config.policy)
-    collector = Collector(config, policy, source, folder)
+    collector = Collector(config, policy, source, folder, build_agent(config, policy, source.loader))
     folder.write_config(plain)
     if progress.batches:
         print(f"continuing {folder.path} after {progress.counts['rows']} rows")
@@ -174,6 +177,21 @@ def _correct(config: RunConfig, metric: str, correct_at: float) -> Condition:
 # ---------------------------------------------------------------------- the loop
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """One completion.
+
+    Attributes:
+        rollout: its record.
+        turns: of an episode with tools, what the model wrote in each; else empty.
+        revised: the episode drew something again, or took a second look.
+    """
+
+    rollout: Rollout
+    turns: tuple[str, ...] = ()
+    revised: bool = False
+
+
 class Collector:
     """Samples, scores, filters and writes, a batch of rows at a time.
 
@@ -182,10 +200,13 @@ class Collector:
         policy: what answers.
         source: the rows.
         folder: where everything is written.
+        agent: runs episodes with tools; None for answers in one turn.
     """
 
-    def __init__(self, config: RunConfig, policy: Policy, source: _Source, folder: RunFolder) -> None:
-        self.config, self.policy, self.source, self.folder = config, policy, source, folder
+    def __init__(
+        self, config: RunConfig, policy: Policy, source: _Source, folder: RunFolder, agent: AgentLoop | None = None
+    ) -> None:
+        self.config, self.policy, self.source, self.folder, self.agent = config, policy, source, folder, agent
         self.rewards = RewardRunner(config.reward, build_judge(config.judge, policy, source.loader))
         unknown = set(config.collect.pair_scores) - {TOTAL, *self.rewards.names}
         if config.collect.pairs and unknown:
@@ -225,7 +246,8 @@ class Collector:
     def _batch(self, number: int, progress: Progress) -> None:
         rows = self.source.batch(number)
         first_group = number * self.config.collect.rows_at_once
-        rollouts = self.sample(rows, number, first_group)
+        sampled = self.sample(rows, number, first_group)
+        rollouts = [one.rollout for one in sampled]
         failed = Counter(self.rewards.failures)
         table = self.rewards.score(rollouts)
         for (name, kind), count in (self.rewards.failures - failed).items():
@@ -237,7 +259,7 @@ class Collector:
             [None if np.isnan(value) else float(value) for value in table.total],
             [None] * len(rollouts),
         )
-        candidates = self._candidates(rollouts, table)
+        candidates = self._candidates(sampled, table)
         each = self.config.collect.samples_per_row
         lines: list[dict[str, Any]] = []
         pairs: list[dict[str, Any]] = []
@@ -261,33 +283,46 @@ class Collector:
         if self.config.collect.pairs:
             append_lines(self.folder.path / PAIRS, pairs)
 
-    def sample(self, rows: Sequence[Row], batch: int, first_group: int = 0) -> list[Rollout]:
+    def sample(self, rows: Sequence[Row], batch: int, first_group: int = 0) -> list[Sampled]:
         """`samples_per_row` completions of each row, those of a row together, under the seed of the batch."""
         rollout, each = self.config.rollout, self.config.collect.samples_per_row
         set_seed(int(np.random.SeedSequence([_STREAM, self.config.seed, batch]).generate_state(1)[0]))
         prepared = [self.policy.prepare(row, self.source.loader) for row in rows]
         asked = [item for item in prepared for _ in range(each)]
+        groups = [first_group + place // each for place in range(len(asked))]
+        if self.agent is not None:
+            played = self.agent.play(asked, temperature=rollout.temperature, top_k=rollout.top_k, top_p=rollout.top_p)
+            return [
+                Sampled(
+                    self.policy.episode_rollout(item, group, one, batch + 1),
+                    one.texts,
+                    revises(one.episode.store.pictures),
+                )
+                for item, group, one in zip(asked, groups, played, strict=True)
+            ]
         completions = self.policy.generate(
             asked, rollout.max_new_tokens, rollout.temperature, rollout.top_k, rollout.top_p
         )
         return [
-            self.policy.rollout(item.row, first_group + place // each, ids, item.geometry, batch + 1)
-            for place, (item, ids) in enumerate(zip(asked, completions, strict=True))
+            Sampled(self.policy.rollout(item.row, group, ids, item.geometry, batch + 1))
+            for item, group, ids in zip(asked, groups, completions, strict=True)
         ]
 
-    def _candidates(self, rollouts: Sequence[Rollout], table: ScoreTable) -> list[Candidate]:
+    def _candidates(self, sampled: Sequence[Sampled], table: ScoreTable) -> list[Candidate]:
         rule = self.source.correct
         correct = rule.holds(table.column(rule.name))
         scores = {name: table.column(name) for name in table.names} | {TOTAL: table.total}
         return [
             Candidate(
-                rollout.text,
-                rollout.num_tokens,
-                rollout.stop_reason == "stop",
+                one.rollout.text,
+                one.rollout.num_tokens,
+                one.rollout.stop_reason == "stop",
                 float(correct[place]),
                 {name: float(values[place]) for name, values in scores.items()},
+                one.turns,
+                one.revised,
             )
-            for place, rollout in enumerate(rollouts)
+            for place, one in enumerate(sampled)
         ]
 
     def _records(
@@ -303,7 +338,13 @@ class Collector:
         }
         rate = to_plain(pass_rate(group))
         lines = [
-            {"id": f"{row.id}#{place}", **prompt, "completion": group[place].text, "pass_rate": rate, **_columns(row)}
+            {
+                "id": f"{row.id}#{place}",
+                **prompt,
+                **self._written(row, group[place]),
+                "pass_rate": rate,
+                **_columns(row),
+            }
             for place in selection.kept
         ]
         pairs = [
@@ -322,6 +363,14 @@ class Collector:
         for record in (lines or pairs)[:1]:
             interpret(record)
         return lines, pairs
+
+    def _written(self, row: Row, candidate: Candidate) -> dict[str, Any]:
+        """What is to be learned: a completion, or turns that `mmreason sft` plays again, with the pictures that tools may bring up."""
+        if self.agent is None:
+            return {"completion": candidate.text}
+        hidden = {name: self._picture(image) for name, image in row.columns.get("hidden", {}).items()}
+        kept = {"turns": list(candidate.turns), "agent_format": self.agent.config.format}
+        return {**kept, **({"hidden": hidden} if hidden else {})}
 
     def _picture(self, image: Any) -> str:
         """The picture's place in the run folder; there once, by its content."""
@@ -419,6 +468,7 @@ def _summary(
         "rows_kept": counts["rows_kept"],
         "dropped": dict(progress.dropped.most_common()),
         "pairs": counts["pairs"],
+        "with_tools": config.agent.enabled,
         "rewards_failed": dict(progress.failures),
         "rows_skipped": source.file.skipped_by_kind if source.file is not None else {},
         "seconds": round(seconds, 1),
@@ -431,7 +481,10 @@ def _tell(summary: Mapping[str, Any]) -> None:
     )
     for name, count in summary["dropped"].items():
         print(f"  {name:<22} {count}")
-    print(f"rows:  {Path(summary['run_dir']) / ROWS}; try: mmreason sft data={Path(summary['run_dir']) / ROWS}")
+    with_tools = ", with the same agent.*" if summary["with_tools"] else ""
+    print(
+        f"rows:  {Path(summary['run_dir']) / ROWS}; try: mmreason sft data={Path(summary['run_dir']) / ROWS}{with_tools}"
+    )
     if summary["pairs"]:
         print(f"pairs: {summary['pairs']} in {Path(summary['run_dir']) / PAIRS}; try: mmreason dpo data=…")
 

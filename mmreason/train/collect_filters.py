@@ -10,6 +10,7 @@ A completion is dropped by the first of these that applies, and counted there:
     control_text    it holds a control token of the chat format, written out: no reader would accept it
     not_correct     `collect.correct_only`: it is wrong, or that cannot be told
     not_reflective  `collect.reflective_only`: none of the phrases is in it
+    not_revised     `collect.revised_only`: its episode drew nothing again, and took no second look (`revises`)
     duplicate       `collect.drop_duplicates`: another one of the row is the same but for white space
     beyond_max      `collect.max_per_row` better ones are there, in the order of `collect.prefer`
 """
@@ -22,11 +23,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmreason.agent.episode import LOOKING_TOOLS
+from mmreason.agent.images import Picture
 from mmreason.config.schema import CollectConfig
 from mmreason.data.row_forms import RowProblem, refuse_control
 
 #: The weighted sum of the rewards among `collect.pair_scores`.
 TOTAL = "total"
+#: Two looks that overlap more than this (intersection over union) are at one region.
+SAME_REGION = 0.5
+
+Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Candidate:
         finished: it ended by itself, not at the limit.
         correct: 1, 0, or NaN where that cannot be told.
         scores: reward -> value, and `total`; NaN where one does not apply.
+        turns: of an episode with tools, what the model wrote in each; else empty.
+        revised: the episode drew something again, or took a second look.
     """
 
     text: str
@@ -46,6 +55,8 @@ class Candidate:
     finished: bool
     correct: float
     scores: Mapping[str, float]
+    turns: tuple[str, ...] = ()
+    revised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,8 @@ class Filters:
             return "not_correct"
         if self.config.reflective_only and not self._reflection.search(candidate.text):
             return "not_reflective"
+        if self.config.revised_only and not candidate.revised:
+            return "not_revised"
         text = _normal(candidate.text)
         if self.config.drop_duplicates and any(_normal(other.text) == text for other in passed):
             return "duplicate"
@@ -153,6 +166,35 @@ def pass_rate(candidates: Sequence[Candidate]) -> float:
     """Share of correct completions among those of which it can be told; NaN if there are none."""
     known = [one.correct for one in candidates if not math.isnan(one.correct)]
     return sum(known) / len(known) if known else math.nan
+
+
+def revises(pictures: Sequence[Picture]) -> bool:
+    """Whether an episode with these pictures corrected itself, as ViLaSR's rejection sampling wants it (arXiv 2506.09965).
+
+    True if a label was drawn again at another place of the same picture, or if two pieces were looked at that are different regions
+    of one picture, or lie in different ones.
+    """
+    drawn: dict[tuple[int, str], object] = {}
+    for picture in pictures:
+        for label, mark in picture.marks.items():
+            if drawn.setdefault((id(picture.base), label), mark.points) != mark.points:
+                return True
+    looks = [one for one in pictures if one.made_by in LOOKING_TOOLS]
+    regions = [(one.root, one.to_root.box((0.0, 0.0, *one.size))) for one in looks]
+    return any(
+        first[0] != second[0] or _overlap(first[1], second[1]) <= SAME_REGION
+        for place, first in enumerate(regions)
+        for second in regions[:place]
+    )
+
+
+def _overlap(first: Corners, second: Corners) -> float:
+    """Intersection over union."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    shared = max(0.0, width) * max(0.0, height)
+    whole = sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (first, second)) - shared
+    return shared / whole if whole else 0.0
 
 
 def _unusable(candidate: Candidate) -> str | None:

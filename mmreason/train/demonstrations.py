@@ -24,6 +24,7 @@ from mmreason.config.agent_section import FORMAT_NAMES
 from mmreason.config.schema import RunConfig, SftPhase
 from mmreason.data.base import Task, TaskOptions, build_task
 from mmreason.data.mixtures import parse_mixture_key
+from mmreason.data.row_forms import RowProblem, refuse_control
 from mmreason.errors import DataError
 from mmreason.labelled_boxes import write_target_boxes
 from mmreason.policy.policy import Policy, Prepared
@@ -32,6 +33,7 @@ from mmreason.train.rows import FileRows
 
 if TYPE_CHECKING:
     from mmreason.agent.loop import AgentLoop, Trajectory
+    from mmreason.images import ImageLoader
 
 #: Label of positions that do not count in the loss.
 IGNORE = -100
@@ -102,11 +104,23 @@ def scripted_agents(config: RunConfig, policy: Policy) -> dict[str, AgentLoop]:
     return {one.format: AgentLoop(policy, one, config.rollout.max_new_tokens) for one in options}
 
 
+def replaying_agent(config: RunConfig, policy: Policy, loader: ImageLoader | None) -> AgentLoop | None:
+    """The loop that plays the turns of a file again: its calls are anybody's, so they have their own processes and deadlines."""
+    if not config.agent.enabled:
+        return None
+    from mmreason.agent.loop import AgentLoop
+
+    return AgentLoop(policy, config.agent, config.rollout.max_new_tokens, loader)
+
+
 class MixtureDataset(Dataset[Demonstration]):
     """Demonstrations in the order of their phases; the same place always holds the same one.
 
     What is drawn for `BATCHES_SORTED` batches of a phase is put in order of length before it is cut into batches, and these are
     shuffled: rows of a batch are of about one length, and little of it is padding.
+
+    Attributes:
+        written_tokens: tokens that a row's model should write, in the mean over all phases.
     """
 
     def __init__(
@@ -120,13 +134,17 @@ class MixtureDataset(Dataset[Demonstration]):
     ) -> None:
         self.policy, self.seed, self.batch_size, self.agents = policy, seed, batch_size, agents or {}
         sources = {key: parse_source(key, seed, default_format) for phase in phases for key in phase.mixture}
-        self.tokens = {key: self._usual_tokens(source) for key, source in sources.items()}
+        usual = {key: self._usual_tokens(source) for key, source in sources.items()}
+        self.tokens = {key: read for key, (read, _) in usual.items()}
         self.sources = sources
         self.starts = np.cumsum([0, *(phase.steps * batch_size for phase in phases)])
         self.phases = [
             (list(phase.mixture), np.asarray(list(phase.mixture.values())) / sum(phase.mixture.values()))
             for phase in phases
         ]
+        steps = np.asarray([phase.steps for phase in phases], dtype=np.float64)
+        means = [float(np.dot([usual[key][1] for key in keys], weights)) for keys, weights in self.phases]
+        self.written_tokens = float(np.dot(means, steps) / steps.sum())
         self._drawn: tuple[int, list[tuple[int, str]]] = (-1, [])
 
     def __len__(self) -> int:
@@ -173,25 +191,50 @@ class MixtureDataset(Dataset[Demonstration]):
             )
         return Demonstration.of_episode(agent.prepare(prepared), trajectory)
 
-    def _usual_tokens(self, source: _Source) -> float:
-        """Mean number of tokens of a prompt and its completion, over a few."""
+    def _usual_tokens(self, source: _Source) -> tuple[float, float]:
+        """Mean number of tokens of a row, and of what its model should write, over a few."""
         examples = [self._demonstration(source, index) for index in range(8)]
         prompts = self.policy.tokenizer([self.policy.render(one.prepared.messages) for one in examples])["input_ids"]
         images = sum(geometry.num_tokens for one in examples for geometry in one.prepared.geometry)
-        return (sum(map(len, prompts)) + sum(len(one.ids) for one in examples) + images) / len(examples)
+        read = sum(map(len, prompts)) + sum(len(one.ids) for one in examples) + images
+        return read / len(examples), sum(sum(one.owner) for one in examples) / len(examples)
 
 
 class RowsDataset(Dataset[Demonstration]):
     """The user's own rows: `columns.completion` is the text to learn, or else the answer is written without thinking.
 
+    Of a row with `columns.turns`, texts of the model's turns as `mmreason collect` writes them, the episode is played again: its calls are
+    really made, and labels are on the turns alone.
+
+    Args:
+        policy: its tokenizer and its view of pictures.
+        rows: the rows.
+        loader: opens image paths.
+        count: demonstrations, in the order of the seed.
+        seed: of the order.
+        agent: plays turns; None without `agent.tools`.
+
     Raises:
-        DataError: when it is made, if a row has neither a completion nor an answer nor boxes.
+        DataError: when it is made, if a row has neither turns nor a completion nor an answer nor boxes, or turns that cannot be
+            played; when an episode is read that does not go as it did.
     """
 
-    def __init__(self, policy: Policy, rows: Sequence[Row], loader: Any, count: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        rows: Sequence[Row],
+        loader: Any,
+        count: int,
+        seed: int,
+        agent: AgentLoop | None = None,
+    ) -> None:
         for row in rows:
-            _refuse_nothing_to_learn(row)
+            if row.columns.get("turns") is not None:
+                _refuse_unplayable(row, agent)
+            else:
+                _refuse_nothing_to_learn(row)
         self.policy, self.source, self.loader, self.count = policy, FileRows(rows, seed), loader, count
+        self.agent = agent
 
     def __len__(self) -> int:
         return self.count
@@ -199,7 +242,23 @@ class RowsDataset(Dataset[Demonstration]):
     def __getitem__(self, index: int) -> Demonstration:
         row = self.source.row(index)
         prepared = self.policy.prepare(row, self.loader)
-        return Demonstration.of_text(self.policy, prepared, self._completion(row, prepared))
+        if self.agent is None:
+            return Demonstration.of_text(self.policy, prepared, self._completion(row, prepared))
+        if row.columns.get("turns") is not None:
+            return self._episode(self.agent, row, prepared)
+        return Demonstration.of_text(self.policy, self.agent.prepare(prepared), self._completion(row, prepared))
+
+    def _episode(self, agent: AgentLoop, row: Row, prepared: Prepared) -> Demonstration:
+        from mmreason.agent.scripted import play_script
+
+        turns: list[str] = row.columns["turns"]
+        (trajectory,) = play_script(agent, [prepared], [turns])
+        if list(trajectory.texts) != turns:
+            raise DataError(
+                f"row {row.id}: its episode has {len(turns)} turns and now ends by '{trajectory.stop.value}' after "
+                f"{len(trajectory.texts)}: use the agent.* and rollout.max_new_tokens that it was collected with"
+            )
+        return Demonstration.of_episode(agent.prepare(prepared), trajectory)
 
     def _completion(self, row: Row, prepared: Prepared) -> str:
         if row.columns.get("completion") is not None:
@@ -209,6 +268,25 @@ class RowsDataset(Dataset[Demonstration]):
         else:
             answer = str(row.target["answer"])
         return f"<think></think><answer>{answer}</answer>"
+
+
+def _refuse_unplayable(row: Row, agent: AgentLoop | None) -> None:
+    turns, written = row.columns["turns"], row.columns.get("agent_format")
+    if agent is None:
+        raise DataError(
+            f"row {row.id} holds turns of an episode with tools: give agent.tools, and agent.format as it was"
+        )
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+        raise DataError(f"row {row.id}: `turns` must be a list of the texts that the model wrote, one a turn")
+    if written is not None and written != agent.config.format:
+        raise DataError(
+            f"row {row.id}: its turns are written in {written!r:.40}, not in agent.format={agent.config.format}"
+        )
+    for turn in turns:
+        try:
+            refuse_control(turn, "`turns`: the end of a turn is added by itself")
+        except RowProblem as problem:
+            raise DataError(f"row {row.id}: {problem}") from None
 
 
 def _refuse_nothing_to_learn(row: Row) -> None:

@@ -30,7 +30,15 @@ from mmreason.policy.policy import Policy
 from mmreason.run_records import RunFolder, to_plain
 from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import SealedCheckpoints, check_same_run, drop_later, read_manifest
-from mmreason.train.demonstrations import Collator, Demonstration, MixtureDataset, RowsDataset, scripted_agents
+from mmreason.train.demonstrations import (
+    IGNORE,
+    Collator,
+    Demonstration,
+    MixtureDataset,
+    RowsDataset,
+    replaying_agent,
+    scripted_agents,
+)
 from mmreason.train.opening import open_folder, run_identity
 
 if TYPE_CHECKING:
@@ -86,8 +94,21 @@ class SupervisedTrainer(SealedCheckpoints, Trainer):  # type: ignore[misc]
 
     def __init__(self, folder: RunFolder, keep_checkpoints: int, identity: dict[str, Any], **kwargs: Any) -> None:
         self.folder, self.keep_checkpoints, self.identity = folder, keep_checkpoints, identity
+        #: Tokens that the loss of a batch is divided by; None = those of the batch.
+        self.usual_tokens: float | None = None
         super().__init__(**kwargs)
         self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Why: a batch holds rows of about one length; a mean over each batch's own tokens would let tokens of short answers
+        weigh more than those of long ones, and with them the habit of answering at once.
+        """
+        tokens = int((inputs["labels"] != IGNORE).sum())
+        found = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.usual_tokens is None:
+            return found
+        factor = tokens / self.usual_tokens
+        return (found[0] * factor, *found[1:]) if isinstance(found, tuple) else found * factor
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # Why: row i belongs to the phase that i falls into; a shuffle would mix the phases.
@@ -124,6 +145,8 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
         processing_class=policy.processor,
         callbacks=[_Progress(folder, examples.steps)],
     )
+    if isinstance(examples.dataset, MixtureDataset):
+        trainer.usual_tokens = examples.dataset.written_tokens * config.sft.batch_size
     if main:
         step = read_manifest(checkpoint)["step"] if checkpoint else 0
         drop_later(folder, step)
@@ -198,7 +221,9 @@ def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
         if not rows:
             raise DataError(f"data.eval_share={config.data.eval_share} leaves no row of {file.path} to learn from.")
         count = config.trainer.steps * config.sft.batch_size
-        dataset = RowsDataset(policy, rows, image_loader(config.data), count, config.seed)
+        loader = image_loader(config.data)
+        agent = replaying_agent(config, policy, loader)
+        dataset = RowsDataset(policy, rows, loader, count, config.seed, agent)
         return _Examples(dataset, config.trainer.steps, file.skipped_by_kind, file.skipped_summary())
     if not config.sft.phases:
         raise ConfigError("mmreason sft needs sft.phases (see conf/recipe/tiny_vlm.yaml) or data=FILE.jsonl")
