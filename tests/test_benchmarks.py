@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import memory, models, perception, prompt_once, results, reward_hostile, rewards, sides
+from benchmarks import agent, memory, models, perception, prompt_once, results, reward_hostile, rewards, sides
 from benchmarks.reward_sides import MATH_VERIFY, OURS, POOL, TRL
 from benchmarks.sides import Case, Settings
 
@@ -200,3 +200,49 @@ def test_perception_counts_the_masked_pass(capsys: pytest.CaptureFixture[str]) -
     for row in (plain, stock_plain):
         assert row["tokens_masked_pass"] == row["masked_pass_s"] == 0
     assert stock["tokens_masked_pass"] > 2 * ours["tokens_masked_pass"]
+
+
+# ---------------------------------------------------------------------- episodes with tools
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool_ms", ["0", "20"])
+def test_both_sides_play_the_same_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str], tool_ms: str) -> None:
+    path = tmp_path / "agent.json"
+    words = ["--episodes", "1", "5", "--group", "3", "--repeats", "1", "--hidden", "32", "--layers", "2"]
+    agent.main([*words, "--tool-ms", tool_ms, "--json", str(path)])
+    one, five = json.loads(path.read_text())["rows"]
+    said = capsys.readouterr().out
+    # Four, three, two, four and three turns; the last of each answers.
+    assert (one["turns"], one["calls"]) == (4, 3)
+    assert (five["turns"], five["calls"]) == (16, 11)
+    for row in (one, five):
+        for name in agent.SIDES:
+            told = row[name]
+            assert told["total"] == pytest.approx(told["generate"] + told["tools"] + told["other"])
+            assert all(told[part] > 0 for part in ("generate", "tools", "other", "turns_per_second"))
+            assert told["tools"] >= (0.02 * 3 if tool_ms == "20" else 0)
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert f"\n| {row['episodes']} | {row['turns']} |" in said
+
+
+def test_sides_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy:
+        def __init__(self, setting: Any) -> None:
+            self.turns = 4
+
+        def run(self, episodes: int) -> agent.Clock:
+            return agent.Clock(1.0, 0.5, 0.1, self.turns, 3, 3)
+
+    monkeypatch.setattr(agent, "Ours", Lazy)
+    monkeypatch.setattr(agent, "StockSide", Lazy)
+    (row,) = agent.compare(None, [1], 1)  # type: ignore[arg-type]
+    assert row["ratio"]["median"] == 1.0
+
+    class Less(Lazy):
+        def __init__(self, setting: Any) -> None:
+            self.turns = 3
+
+    monkeypatch.setattr(agent, "Ours", Less)
+    with pytest.raises(RuntimeError, match="did not do the same"):
+        agent.compare(None, [1], 1)  # type: ignore[arg-type]

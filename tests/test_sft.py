@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,8 +21,9 @@ from mmreason.errors import ConfigError, DataError, ResumeError
 from mmreason.policy.policy import Policy
 from mmreason.policy.tiny import build_model, build_processor
 from mmreason.records import Row
+from mmreason.run_records import RunFolder
 from mmreason.train.demonstrations import IGNORE, Collator, MixtureDataset, RowsDataset, parse_source
-from mmreason.train.sft import run_sft, sft_arguments
+from mmreason.train.sft import SupervisedTrainer, run_sft, sft_arguments
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +258,47 @@ def test_sixteen_bit_training_on_a_gpu_follows_the_models_dtype(
         monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
         sft_arguments(_config(tmp_path, "x", model={"name": "tiny", "dtype": dtype}), tmp_path, 20)
     assert asked == [True, True, False, False]
+
+
+def test_rows_of_a_batch_are_of_about_one_length(policy: Policy) -> None:
+    keys = ("grounding/direct", "grounding/look", "scene_qa/direct", "detection/look")
+    phases = [SftPhase(steps=8, mixture=dict.fromkeys(keys, 1.0))]
+    data = MixtureDataset(policy, phases, batch_size=8, seed=0)
+    lengths = np.array([len(data[i].ids) for i in range(len(data))]).reshape(8, 8)
+    shuffled = np.random.default_rng(0).permutation(lengths.ravel()).reshape(8, 8)
+    padded = [batch.max(axis=1).sum() * 8 / batch.sum() for batch in (lengths, shuffled)]
+    assert padded[0] < 1.4 < padded[1]
+    assert not np.array_equal(lengths.mean(axis=1), np.sort(lengths.mean(axis=1))), "batches are shuffled"
+
+
+def test_every_token_weighs_the_same_in_short_and_in_long_batches(policy: Policy, tmp_path: Path) -> None:
+    phases = [SftPhase(steps=2, mixture={"grounding/direct": 1.0, "grounding/look": 1.0})]
+    data = MixtureDataset(policy, phases, batch_size=4, seed=0)
+    collate = Collator(policy)
+    trainer = SupervisedTrainer(
+        RunFolder(tmp_path / "run"),
+        1,
+        {},
+        model=policy.model,
+        args=sft_arguments(_config(tmp_path, "x"), tmp_path, 2),
+        train_dataset=data,
+        data_collator=collate,
+    )
+    trainer.usual_tokens = data.written_tokens * 4
+    direct, look = (
+        MixtureDataset(policy, [SftPhase(steps=1, mixture={f"grounding/{s}": 1.0})], 4, 0) for s in ("direct", "look")
+    )
+    assert data.written_tokens == pytest.approx((direct.written_tokens + look.written_tokens) / 2)
+    for one in (direct, look):
+        batch = collate([one[i] for i in range(4)])
+        with torch.no_grad():
+            loss = trainer.compute_loss(policy.model, dict(batch))
+            logits = policy.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+        labels = batch["labels"][:, 1:]
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        assert float(loss) * data.written_tokens * 4 == pytest.approx(float(total), rel=1e-4)
 
 
 def test_several_gpus_without_a_launcher_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

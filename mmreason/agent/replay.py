@@ -117,7 +117,8 @@ def _differences(saved: SavedEpisode, again: SavedEpisode, loop: AgentLoop) -> I
 
 def _spans(trace: Trace) -> list[tuple[int, tuple[int, ...]]]:
     """The tokens of each run of one owner."""
-    found, start = [], 0
+    found: list[tuple[int, tuple[int, ...]]] = []
+    start = 0
     for owner, count in trace.owner:
         found.append((owner, trace.ids[start : start + count]))
         start += count

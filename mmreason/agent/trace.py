@@ -226,7 +226,7 @@ class Trace(_Saved):
         rewards: reward -> value, where the answer is known.
     """
 
-    schema_name: Literal["mmreason.trace/1"] = Field(SCHEMA, alias="schema")
+    schema_name: Literal["mmreason.trace/1"] = Field("mmreason.trace/1", alias="schema")
     made_with: dict[str, str] = Field(default_factory=dict)
     question: SavedQuestion
     model: ModelConfig
@@ -290,9 +290,9 @@ class Trace(_Saved):
         return sum(message.num_images for message in self.question.messages)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SavedEpisode:
-    """A trace with its pictures.
+    """A trace with its pictures; compared by identity.
 
     Attributes:
         trace: all but the pixels.
@@ -362,7 +362,7 @@ def saved_episode(
         left_out=left_out,
     )
     trace = Trace(
-        schema=SCHEMA,
+        schema="mmreason.trace/1",
         made_with=_versions(),
         question=question,
         model=policy.config,

@@ -70,7 +70,7 @@ class Family:
 
 
 #: Models that ship with the package, and their folders beside this file.
-EMBEDDED = {"tiny": "tiny_vlm", "tiny_tools": "tiny_vlm_tools"}
+EMBEDDED = {"tiny": "tiny_vlm"}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

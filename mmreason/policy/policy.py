@@ -433,14 +433,13 @@ def open_image(image: ImageSource, loader: ImageLoader | None, row_id: str) -> I
 
 
 def resolve_source(name: str) -> str:
-    """The folder of an embedded model for `tiny` and `tiny_tools`; any other name unchanged."""
+    """The folder of the embedded model for `tiny`; any other name unchanged."""
     if name not in EMBEDDED_DIRS:
         return name
     folder = EMBEDDED_DIRS[name]
     if not (folder / "config.json").is_file():
-        made_by = {"tiny": "make tiny-vlm", "tiny_tools": "make tiny-tools"}[name]
         raise ModelError(
-            f"the embedded model '{name}' is missing from {folder}. Reinstall mmreason, or train it in a checkout: {made_by}"
+            f"the embedded tiny model is missing from {folder}. Reinstall mmreason, or train it in a checkout: make tiny-vlm"
         )
     return str(folder)
 

@@ -1,0 +1,104 @@
+"""Tools by hand: fields from schemas, arguments from fields, pictures before and after; and the page's refusal without gradio."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+
+from mmreason.agent.images import ImageStore
+from mmreason.agent.playground import Playground, ToolField, arguments_of, fields_of
+from mmreason.agent.web import require_gradio
+from mmreason.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def playground() -> Playground:
+    return Playground(workers=0)
+
+
+@pytest.fixture
+def store() -> ImageStore:
+    return ImageStore([Image.linear_gradient("L").convert("RGB").resize((120, 80))])
+
+
+def test_every_tool_has_a_form_whose_first_values_are_a_legal_call_or_explained(
+    playground: Playground, store: ImageStore
+) -> None:
+    carried_out = []
+    for name in playground.names:
+        pictures = ImageStore([store["img_0"].base])
+        fields = fields_of(playground.spec(name), pictures.ids, (120, 80))
+        assert {one.argument for one in fields} == set(playground.spec(name).parameters)
+        found = playground.call(pictures, name, arguments_of(fields, [one.value for one in fields]))
+        assert found.text or found.after is not None
+        if found.error is None:
+            carried_out.append(name)
+    assert {"crop", "zoom", "draw_box", "draw_line", "draw_point", "grid", "horizontal_line", "rotate"} <= set(
+        carried_out
+    )
+
+
+def test_fields_say_what_the_schema_says(playground: Playground) -> None:
+    fields = {one.label: one for one in fields_of(playground.spec("draw_box"), ["img_0", "img_1"], (120, 80))}
+    assert list(fields) == ["image", "box x1", "box y1", "box x2", "box y2", "label (optional)"]
+    assert fields["image"].choices == ("img_0", "img_1")
+    assert fields["image"].value == "img_1"
+    assert [fields[f"box {part}"].value for part in ("x1", "y1", "x2", "y2")] == [30, 20, 90, 60]
+    schema = playground.spec("zoom").schema()["function"]["parameters"]["properties"]
+    bounded = [(name, one) for name, one in schema.items() if "maximum" in one]
+    for name, one in bounded:
+        field = next(f for f in fields_of(playground.spec("zoom"), ["img_0"], (9, 9)) if f.argument == name)
+        assert (field.kind, field.high) == ("number", one["maximum"])
+    assert bounded
+
+
+def test_arguments_are_those_a_model_would_write() -> None:
+    fields = [
+        ToolField("image", "", "choice", ""),
+        *(ToolField("box", part, "number", "") for part in ("x1", "y1", "x2", "y2")),
+        ToolField("parts", "", "number", "", whole=True, required=False),
+        ToolField("points", "", "json", "", required=False),
+        ToolField("label", "", "text", "", required=False),
+        ToolField("fill", "", "flag", ""),
+    ]
+    values: list[Any] = ["img_0", 1, 2.5, 3, 4, 4.0, "[[1, 2]]", "", False]
+    assert arguments_of(fields, values) == {
+        "image": "img_0", "parts": 4, "points": [[1, 2]], "fill": False, "box": [1, 2.5, 3, 4],
+    }  # fmt: skip
+    assert isinstance(arguments_of(fields, values)["parts"], int)
+    assert "box" not in arguments_of(fields, ["img_0", None, None, None, None, None, "", "", True])
+    with pytest.raises(ConfigError, match="all 4 numbers"):
+        arguments_of(fields, ["img_0", 1, None, 3, 4, None, "", "", True])
+    for text in ("[1", "[" * 100_000):
+        with pytest.raises(ConfigError, match="not JSON"):
+            arguments_of(fields, ["img_0", 1, 2, 3, 4, None, text, "", True])
+
+
+def test_a_call_shows_the_picture_before_and_after(playground: Playground, store: ImageStore) -> None:
+    found = playground.call(store, "draw_box", {"image": "img_0", "box": [10, 10, 60, 50]})
+    assert found.new_ids == ("img_1",)
+    assert found.before is not None
+    assert found.after is not None
+    assert ImageChops.difference(found.before, found.after).getbbox() is not None
+    again = playground.call(store, "crop", {"image": "img_1", "box": [0, 0, 60, 60]})
+    assert again.before is not None
+    assert not ImageChops.difference(again.before, found.after).getbbox(), "what was drawn stays"
+    wrong = playground.call(store, "crop", {"image": "img_7", "box": [0, 0, 60, 60]})
+    assert (wrong.error, wrong.before, wrong.after) == ("unknown_image", None, None)
+    assert len(store) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is not None, reason="gradio is installed")
+def test_without_gradio_the_page_says_how_to_get_it() -> None:
+    with pytest.raises(ConfigError, match=r"pip install .*\[demo\]"):
+        require_gradio()
+
+
+def test_a_broken_gradio_is_explained_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ConfigError, match=r"\[demo\]"):
+        require_gradio()
