@@ -35,6 +35,8 @@ FINDING_TOOLS = ("search", "select_frames")
 #: What the embedded model was taught, so that it need not be told.
 _EMBEDDED = {"tiny": ("agent.format=deepeyes", "agent.tell=false", "rollout.max_new_tokens=1200")}
 _OTHERS = ("rollout.max_new_tokens=4096",)
+#: Parts that are shown where the answer is known: right, and every turn written as it should be.
+_REWARD = ("reward=scene_qa", "reward.format=null", "reward.turn_format.weight=0.2")
 #: Options of an episode that stand in another section.
 _ELSEWHERE = {"max_new_tokens": "rollout.max_new_tokens"}
 #: Where traces go.
@@ -54,7 +56,7 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     from mmreason.config.compose import compose
     from mmreason.config.overrides import quote
 
-    words = ["reward=scene_qa", f"model={given.model}", *_EMBEDDED.get(given.model, _OTHERS), f"seed={given.seed}"]
+    words = [*_REWARD, f"model={given.model}", *_EMBEDDED.get(given.model, _OTHERS), f"seed={given.seed}"]
     words += [f"agent.format={given.format}"] if given.format else []
     tools = given.tools.split(",") if given.tools else None
     if tools is None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 #: The page is for the person at this machine.
 HOST = "127.0.0.1"
 MAX_UPLOAD = "50mb"
+#: Of pictures; gradio's button for sharing would send them elsewhere.
+_BUTTONS = ["download", "fullscreen"]
 _CSS = """
 .mm-steps { font: 14px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .mm-steps .now { outline: 2px solid currentColor; outline-offset: 2px; border-radius: 4px; }
@@ -148,7 +150,9 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
                 forth = gr.Button("step forth ▶", elem_id="ask-forth")
             where = gr.Textbox(label="Step", interactive=False, elem_id="ask-where")
             said = gr.Textbox(label="What happened", interactive=False, lines=4, elem_id="ask-said")
-            picture = gr.Image(label="Picture at this step", interactive=False, elem_id="ask-picture", format="png")
+            picture = gr.Image(
+                label="Picture at this step", interactive=False, elem_id="ask-picture", format="png", buttons=_BUTTONS
+            )
             result = gr.Textbox(label="Answer", interactive=False, elem_id="ask-result")
             rewards = gr.Dataframe(
                 headers=["reward", "value"], label="Reward", interactive=False, elem_id="ask-rewards"
@@ -268,8 +272,8 @@ def _tools_tab(gr: Any, playground: Playground) -> None:
             tool = gr.Dropdown(playground.names, value=first, label="Tool", elem_id="tool-name")
             about = gr.Textbox(playground.spec(first).description, label="What it does", interactive=False, lines=2)
     with gr.Row():
-        before = gr.Image(label="Before", interactive=False, elem_id="tool-before", format="png")
-        after = gr.Image(label="After", interactive=False, elem_id="tool-after", format="png")
+        before = gr.Image(label="Before", interactive=False, elem_id="tool-before", format="png", buttons=_BUTTONS)
+        after = gr.Image(label="After", interactive=False, elem_id="tool-after", format="png", buttons=_BUTTONS)
     told = gr.Textbox(label="What a model would read", interactive=False, elem_id="tool-text", lines=2)
     written = gr.Textbox(label="The call as a model would write it, in pixels", interactive=False, elem_id="tool-call")
 
