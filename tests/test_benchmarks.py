@@ -232,7 +232,7 @@ def test_sides_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> 
             self.turns = 4
 
         def run(self, episodes: int) -> agent.Clock:
-            return agent.Clock(1.0, 0.5, 0.1, self.turns, 3, 3)
+            return agent.Clock(1.0, 0.5, 0.1, 0.9, turns=self.turns, calls=3, pictures=3)
 
     monkeypatch.setattr(agent, "Ours", Lazy)
     monkeypatch.setattr(agent, "StockSide", Lazy)

@@ -524,7 +524,7 @@ run_train(config, config.model_dump(mode="json"))
 
 @pytest.mark.slow
 def test_two_processes_move_together(make_config: Callable[..., Any], tmp_path: Path) -> None:
-    rule = {"metric": "eval/completion_length", "above": 0.0}  # only the main process evaluates
+    rule = {"metric": "eval/completion_length", "above": 0.0}
     phases = [
         {"name": "a", "until": rule},
         {"name": "b", "set": {"task": {"name": "random_calculation"}}},

@@ -154,7 +154,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         folder: where records and checkpoints go.
         identity: what a checkpoint must have in common with the run that continues it; default: the
             configuration.
-        evaluate: called every `trainer.eval_every_steps` steps on the main process; its numbers are logged as
+        evaluate: called every `trainer.eval_every_steps` steps, on every process; its numbers are logged as
             `eval/<name>`.
         watch: signals that end the run at the next cycle boundary.
         listeners: told the metrics of every step.
@@ -447,11 +447,9 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         every, step = self.run_config.trainer.eval_every_steps, self.state.global_step
         if self._evaluate_held_out is None or every == 0 or step % every or step >= self.state.max_steps:
             return {}
-        scores: dict[str, float] = {}
-        if self.accelerator.is_main_process:
-            with random_states_kept():
-                scores = self._evaluate_held_out()
-        self.accelerator.wait_for_everyone()
+        # On every process: they score the rows together, and one that stayed away would leave the others waiting.
+        with random_states_kept():
+            scores = self._evaluate_held_out()
         return {f"eval/{name}": value for name, value in scores.items()}
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
