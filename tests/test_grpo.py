@@ -290,14 +290,14 @@ def test_missing_values_are_left_out_of_the_group(
 
 
 def test_reward_that_never_applies_is_logged_as_missing(make_config: Callable[..., Any], tmp_path: Path) -> None:
-    body = 'def never(completion: str) -> float | None:\n    """Applies to nothing."""\n    return None\n'
+    body = 'def nowhere(completion: str) -> float | None:\n    """Applies to nothing."""\n    return None\n'
     file = reward_file(tmp_path / "never.py", body)
     vowels = make_config().reward.files[0]
-    config = make_config(reward={"files": (file, vowels), "never": {"weight": 1.0}}, trainer={"eval_rows": 4})
+    config = make_config(reward={"files": (file, vowels), "nowhere": {"weight": 1.0}}, trainer={"eval_rows": 4})
     summary = run_train(config, config.model_dump(mode="json"))
-    assert "never" not in summary["after"]
+    assert "nowhere" not in summary["after"]
     lines = list(read_metrics(tmp_path / "runs" / "run" / "metrics.jsonl"))
-    assert all(line["rewards/never"] is None and line["reward"] > 0 for line in lines)
+    assert all(line["rewards/nowhere"] is None and line["reward"] > 0 for line in lines)
 
 
 def test_failing_reward_stops_with_a_checkpoint_and_continues_when_mended(

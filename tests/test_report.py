@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from report_runs import HOSTILE, make_run
@@ -333,6 +333,7 @@ def test_group_statistics_leave_unscored_rollouts_out() -> None:
     assert (nothing["mean"], nothing["spread"], nothing["gap"]) == (None, None, None)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON), TAGGY)
 def test_no_record_breaks_the_page(fields: dict[str, Any], completion: str) -> None:
     group = describe_group([record(completion=completion, **fields), {"completion": completion, **fields}])

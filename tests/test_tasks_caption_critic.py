@@ -329,7 +329,7 @@ def test_only_the_false_phrase_is_paid(index: int, difficulty: int) -> None:
     # A whole name, with the phrase somewhere in it, is paid by the published reward and not by the configured one.
     (whole,) = [unit.text for unit, true in zip(units, row.columns["true_units"], strict=True) if unit != true]
     assert score(row, whole) == float(whole == target["span"])
-    assert caption_critic(target, whole) == 1.0
+    assert caption_critic(target, whole) == float(len(whole.split()) <= len(target["span"].split()) + 3)
     assert compose("train", ["task=caption_critic"]).config.reward.active()["caption_critic"]["strict"] is True
     # One word of the phrase that is the same in both captions is no answer.
     same = [w for i, w in enumerate(target["span"].split()) if i not in changed]

@@ -70,6 +70,7 @@ def test_every_override_overrides_something() -> None:
         "fit",
         "_example",
         "_score",
+        "_rollouts",
         "_record",
         "_evaluation",
         "_save_after_failure",
