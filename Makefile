@@ -49,6 +49,7 @@ bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, what sha
 	$(BIN)/python -m benchmarks.prompt_once
 	$(BIN)/python -m benchmarks.rewards
 	$(BIN)/python -m benchmarks.perception
+	$(BIN)/python -m benchmarks.agent
 
 wheel: $(VENV)/.dev ## build the wheel into dist/
 	rm -rf dist build/lib && $(BIN)/python -m build --wheel --outdir dist .
