@@ -73,18 +73,10 @@ def mean_interval(values: Scores, confidence: float = 0.95, seed: int = 0) -> In
     Raises:
         ValueError: `values` is not one-dimensional or holds an infinity, or `confidence` is not in (0, 1).
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
-    scores = _as_scores(values, "values")
-    scores = scores[~np.isnan(scores)]
-    if scores.size == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+    scores, settled = _without_spread(values, confidence)
+    if settled is not None:
+        return settled
     mean = float(np.mean(scores))
-    if scores.size == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    if np.all(scores == scores[0]):
-        constant = float(scores[0])
-        return Interval(constant, constant, constant, int(scores.size))
     low, high = _bounds(scores, confidence, seed, "BCa")
     if math.isnan(low) or math.isnan(high):
         low, high = _bounds(scores, confidence, seed, "percentile")
@@ -107,18 +99,10 @@ def t_interval(values: Scores, confidence: float = 0.95) -> Interval:
     Raises:
         ValueError: as in `mean_interval`.
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
-    scores = _as_scores(values, "values")
-    scores = scores[~np.isnan(scores)]
-    if scores.size == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+    scores, settled = _without_spread(values, confidence)
+    if settled is not None:
+        return settled
     mean = float(np.mean(scores))
-    if scores.size == 1:
-        return Interval(mean, math.nan, math.nan, 1)
-    if np.all(scores == scores[0]):
-        constant = float(scores[0])
-        return Interval(constant, constant, constant, int(scores.size))
     error = float(np.std(scores, ddof=1)) / math.sqrt(scores.size)
     half = float(t.ppf(0.5 + confidence / 2.0, scores.size - 1)) * error
     return Interval(mean, mean - half, mean + half, int(scores.size))
@@ -145,6 +129,22 @@ def paired_difference(before: Scores, after: Scores, confidence: float = 0.95, s
             f"paired scores must come from the same questions: before has {first.size}, after has {second.size}"
         )
     return mean_interval(second - first, confidence, seed)
+
+
+def _without_spread(values: Scores, confidence: float) -> tuple[NDArray[np.float64], Interval | None]:
+    """Scores that are there; and the interval where their number or equality settles it, without any method."""
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie between 0 and 1 (both excluded), not {confidence}")
+    scores = _as_scores(values, "values")
+    scores = scores[~np.isnan(scores)]
+    if scores.size == 0:
+        return scores, Interval(math.nan, math.nan, math.nan, 0)
+    if scores.size == 1:
+        return scores, Interval(float(scores[0]), math.nan, math.nan, 1)
+    if np.all(scores == scores[0]):
+        constant = float(scores[0])
+        return scores, Interval(constant, constant, constant, int(scores.size))
+    return scores, None
 
 
 def _as_scores(values: Scores, what: str) -> FloatArray:

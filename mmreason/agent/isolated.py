@@ -7,7 +7,6 @@ the bytes of new pixels, and is never unpickled. Pixels that the parent has alre
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import pickle
@@ -26,7 +25,7 @@ from mmreason.agent.images import ImageStore, Mark, NewPicture, Picture
 from mmreason.agent.limits import Limits
 from mmreason.agent.tools import TOOLS, load_tool_files
 from mmreason.plugin_functions import is_file_module
-from mmreason.reward_kit.worker import Sources, limit_cpu
+from mmreason.reward_kit.worker import Sources, import_sources, limit_cpu
 
 #: Largest answer, in bytes: the new pixels of a call, and more than its texts.
 MAX_ANSWER_BYTES = 64 * 2**20
@@ -139,11 +138,7 @@ def _read_answer(content: bytes, bases: Mapping[str, Image.Image]) -> ToolAnswer
 
 def load(sources: Sources) -> None:
     """Import the tools; raises what that raises."""
-    load_tool_files(sources.files)
-    for module in sources.modules:
-        importlib.import_module(module)
-    for name in sources.names:
-        TOOLS.get(name)
+    import_sources(sources, load_tool_files, TOOLS)
 
 
 def answer(content: bytes) -> bytes:

@@ -211,13 +211,23 @@ class AgentLoop:
             told = f"{_text_of(first)}\n\n{told}"
         return replace(prepared, messages=[{"role": "system", "content": told}, *messages])
 
-    def store_of(self, row: Row) -> ImageStore:
+    def prepare_all(self, prepared: Sequence[Prepared]) -> list[Prepared]:
+        """`prepare` for each; the same prompt stays one object."""
+        distinct = {id(item): item for item in prepared}
+        told = {key: self.prepare(item) for key, item in distinct.items()}
+        return [told[id(item)] for item in prepared]
+
+    def pictures_of(self, row: Row) -> tuple[list[Image.Image], dict[str, Image.Image]]:
         """The pictures of a row, and those that its tools may bring up."""
         hidden = row.columns.get("hidden", {})
         if not isinstance(hidden, Mapping) or not all(isinstance(one, str | Image.Image) for one in hidden.values()):
             raise DataError(f"row {row.id}: `hidden` must hold pictures, or paths of them, by name")
         opened = {name: open_image(image, self.loader, row.id) for name, image in hidden.items()}
-        return ImageStore(self.policy.open_images(row, self.loader), opened)
+        return self.policy.open_images(row, self.loader), opened
+
+    def new_store(self, images: Sequence[Image.Image], hidden: Mapping[str, Image.Image]) -> ImageStore:
+        """The pictures of an episode that begins."""
+        return ImageStore(images, hidden)
 
     # ------------------------------------------------------------------ episodes
 
@@ -239,9 +249,7 @@ class AgentLoop:
         """
         policy = self.policy
         sharing = shared_or_refused(policy)
-        distinct = {id(item): item for item in prepared}
-        told = {key: self.prepare(item) for key, item in distinct.items()}
-        ready = [told[id(item)] for item in prepared]
+        ready = self.prepare_all(prepared)
         stops, banned = tuple(policy.stop_token_ids), tuple(policy.banned_token_ids)
         sampling = Sampling(self.max_tokens, temperature, top_k, top_p, stops, banned)
         was_training = policy.model.training
@@ -288,7 +296,10 @@ class AgentLoop:
             sampling: how turns are sampled; its limit of tokens holds for no turn (`agent.max_turn_tokens` does).
             listener: told what happens.
         """
-        rows = [self._begin(index, item, listener) for index, item in enumerate(prepared)]
+        # Opened once a prompt, however many episodes it has: no episode changes them.
+        distinct = {id(item): item for item in prepared}
+        pictures = {key: self.pictures_of(item.row) for key, item in distinct.items()}
+        rows = [self._begin(index, item, pictures[id(item)], listener) for index, item in enumerate(prepared)]
         writing = list(range(len(rows)))
         while writing:
             texts = self._write(generation, rows, writing, sampling)
@@ -314,10 +325,16 @@ class AgentLoop:
         contexts = generation.contexts if isinstance(generation, Evicting) else [[]] * len(rows)
         return [one.finished(prompt, own) for one, prompt, own in zip(rows, prompts, contexts, strict=True)]
 
-    def _begin(self, index: int, prepared: Prepared, listener: Listener | None) -> _Running:
+    def _begin(
+        self,
+        index: int,
+        prepared: Prepared,
+        pictures: tuple[list[Image.Image], dict[str, Image.Image]],
+        listener: Listener | None,
+    ) -> _Running:
         row = prepared.row
         told = None if listener is None else (lambda event: listener(index, event))
-        episode = Episode(row, self.store_of(row), self.wire, self.config, self._size_of, told)
+        episode = Episode(row, self.new_store(*pictures), self.wire, self.config, self._size_of, told)
         running = _Running(episode)
         running.seen = dict(zip(episode.store.ids, prepared.geometry, strict=True))
         return running

@@ -5,16 +5,10 @@ What enters: a name and a folder. What leaves: `NAME.py` and `test_NAME.py`. No 
 
 from __future__ import annotations
 
-import importlib.util
-import keyword
-import re
 from pathlib import Path
 
 from mmreason.agent.tools import NEEDS, TOOLS
-from mmreason.errors import ConfigError
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+\Z")
+from mmreason.new_plugin import check_new_name, in_a_list, write_new_plugin
 
 _TOOL = '''\
 """Tool `NAME`: a piece of a picture as a mirror shows it."""
@@ -112,38 +106,16 @@ def write_new_tool(name: str, folder: Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: the name cannot be used, or one of the files exists.
     """
-    _check_name(name)
-    files = folder / f"{name}.py", folder / f"test_{name}.py"
-    for path in files:
-        if path.exists():
-            raise ConfigError(f"{path} exists and is not overwritten. Choose another name, or --out DIR.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, template in zip(files, (_TOOL, _TEST), strict=True):
-        # "x": also a file that appears just now stays as it is.
-        with path.open("x", encoding="utf-8") as file:
-            file.write(template.replace("NAME", name))
-    return files
+    check_new_name(name, TOOLS, NEEDS, "what tools may ask for")
+    return write_new_plugin(name, folder, _TOOL, _TEST)
 
 
 def next_commands(name: str, tool_file: Path, test_file: Path) -> str:
     """What to type next, one command a line."""
     path = tool_file.as_posix()
-    listed = path if _PLAIN_PATH.match(path) else '"' + path.replace('"', '\\"') + '"'
+    listed = in_a_list(path)
     return (
         f"  python -m pytest {test_file.as_posix()}\n"
         f"  mmreason tool try --file {path} --image PICTURE.png {name} 'box=[0,0,100,100]'\n"
         f"  mmreason train task=fine_print 'agent.files=[{listed}]' 'agent.tools=[{name}]'\n"
     )
-
-
-def _check_name(name: str) -> None:
-    if keyword.iskeyword(name):
-        raise ConfigError(f"'{name}' cannot be a tool: it is a word of Python itself; choose another name.")
-    if not _NAME.match(name):
-        raise ConfigError(f"'{name}' cannot be a tool: use a letter, then letters, digits and underscores.")
-    if name in NEEDS:
-        raise ConfigError(f"'{name}' is what tools may ask for; choose another name.")
-    if name in TOOLS:
-        raise ConfigError(f"there is a tool '{name}' already; `mmreason tool list` shows it.")
-    if importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"there is a Python module '{name}' already; a file of that name would hide it.")

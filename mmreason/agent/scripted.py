@@ -69,7 +69,7 @@ def play_script(
         listener: told what happens.
     """
     policy = loop.policy
-    ready = [loop.prepare(item) for item in prepared]
+    ready = loop.prepare_all(prepared)
     store = PromptStore(policy)
     sampling = Sampling(loop.max_tokens, stops=tuple(policy.stop_token_ids))
     return loop.run(ScriptedTurns(policy, scripts), store, [0] * len(ready), ready, sampling, listener)

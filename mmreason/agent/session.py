@@ -6,7 +6,7 @@ and the finished episode as it is saved. The loop is that of training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +46,8 @@ class WatchedLoop(AgentLoop):
 
     store: ImageStore
 
-    def store_of(self, row: Row) -> ImageStore:
-        self.store = super().store_of(row)
+    def new_store(self, images: Sequence[Image.Image], hidden: Mapping[str, Image.Image]) -> ImageStore:
+        self.store = super().new_store(images, hidden)
         return self.store
 
     def step(self, event: Event) -> Step:

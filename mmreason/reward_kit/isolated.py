@@ -6,7 +6,6 @@ What enters: `Call`s. What leaves: their `Outcome`s. The child imports this modu
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 from mmreason.plugin_functions import is_file_module
 from mmreason.reward_kit.outcome import Call, FailureKind, Outcome, failed, raised
 from mmreason.reward_kit.spec import REWARDS, RewardSpec, load_reward_files
-from mmreason.reward_kit.worker import Sources, limit_cpu
+from mmreason.reward_kit.worker import Sources, import_sources, limit_cpu
 
 #: Largest answer, in bytes.
 MAX_ANSWER_BYTES = 2**20
@@ -69,11 +68,7 @@ class RewardWork:
 
 def load(sources: Sources) -> None:
     """Import the rewards; raises what that raises."""
-    load_reward_files(sources.files)
-    for module in sources.modules:
-        importlib.import_module(module)
-    for name in sources.names:
-        REWARDS.get(name)
+    import_sources(sources, load_reward_files, REWARDS)
 
 
 def answer(content: bytes) -> bytes:

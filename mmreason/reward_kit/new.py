@@ -5,17 +5,11 @@ What enters: a name and a folder. What leaves: `NAME.py` and `test_NAME.py`. No 
 
 from __future__ import annotations
 
-import importlib.util
-import keyword
-import re
 from pathlib import Path
 
 from mmreason.config.schema import RewardConfig
-from mmreason.errors import ConfigError
+from mmreason.new_plugin import check_new_name, in_a_list, write_new_plugin
 from mmreason.reward_kit.spec import REWARDS
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*\Z")
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_./-]+\Z")
 
 _REWARD = '''\
 """Reward `NAME`: how well the words of the answer agree with those of the right one."""
@@ -105,38 +99,16 @@ def write_new_reward(name: str, folder: Path) -> tuple[Path, Path]:
     Raises:
         ConfigError: the name cannot be used, or one of the files exists.
     """
-    _check_name(name)
-    files = folder / f"{name}.py", folder / f"test_{name}.py"
-    for path in files:
-        if path.exists():
-            raise ConfigError(f"{path} exists and is not overwritten. Choose another name, or --out DIR.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, template in zip(files, (_REWARD, _TEST), strict=True):
-        # "x": also a file that appears just now stays as it is.
-        with path.open("x", encoding="utf-8") as file:
-            file.write(template.replace("NAME", name))
-    return files
+    check_new_name(name, REWARDS, RewardConfig.model_fields, "a setting of the section `reward`")
+    return write_new_plugin(name, folder, _REWARD, _TEST)
 
 
 def next_commands(name: str, reward_file: Path, test_file: Path) -> str:
     """What to type next, one command a line."""
     path = reward_file.as_posix()
-    listed = path if _PLAIN_PATH.match(path) else '"' + path.replace('"', '\\"') + '"'
+    listed = in_a_list(path)
     return (
         f"  python -m pytest {test_file.as_posix()}\n"
         f"  mmreason reward check {name} --file {path}\n"
         f"  mmreason train task=scene_qa 'reward.files=[{listed}]' reward.{name}.weight=1\n"
     )
-
-
-def _check_name(name: str) -> None:
-    if keyword.iskeyword(name):
-        raise ConfigError(f"'{name}' cannot be a reward: it is a word of Python itself; choose another name.")
-    if not _NAME.match(name):
-        raise ConfigError(f"'{name}' cannot be a reward: use a letter, then letters, digits and underscores.")
-    if name in RewardConfig.model_fields:
-        raise ConfigError(f"'{name}' is a setting of the section `reward`; choose another name.")
-    if name in REWARDS:
-        raise ConfigError(f"there is a reward '{name}' already; `mmreason reward list` shows it.")
-    if importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"there is a Python module '{name}' already; a file of that name would hide it.")

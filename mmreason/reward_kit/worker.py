@@ -24,8 +24,11 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import NoReturn, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
+
+from mmreason.registry import Registry
 
 #: On the control socket: what to do and with which process. `FORK`, with a socket attached, is answered with a process
 #: id, `END` with how the process died (as `os.waitstatus_to_exitcode`); `KILL` is not answered, nor waited for.
@@ -108,6 +111,21 @@ class NurserySettings:
 
 
 # ---------------------------------------------------------------------- frames
+
+
+def import_sources(sources: Sources, load_files: Callable[[tuple[str, ...]], None], registry: Registry[Any]) -> None:
+    """Import what registers the plug-ins, and find each of them; raises what that raises.
+
+    Args:
+        sources: the plug-ins.
+        load_files: imports plug-in files.
+        registry: of their kind.
+    """
+    load_files(sources.files)
+    for module in sources.modules:
+        importlib.import_module(module)
+    for name in sources.names:
+        registry.get(name)
 
 
 def send_frame(connection: socket.socket, content: bytes) -> None:

@@ -40,11 +40,11 @@ from mmreason.prompt_once.packing import Completion, pack
 from mmreason.prompt_once.prompts import PromptStore, bare_model
 from mmreason.run_records import RunFolder, to_plain, write_atomically
 from mmreason.stats import mean_interval, paired_difference
-from mmreason.train.callbacks import Interrupted, SignalWatch, StepCallback, process_state, refuse_unlaunched_gpus
+from mmreason.train.callbacks import Interrupted, SignalWatch, StepCallback, process_state
 from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest, weights_digest
 from mmreason.train.demonstrations import Collator, Demonstration
 from mmreason.train.grpo import TrainingDiverged
-from mmreason.train.opening import open_folder, run_identity
+from mmreason.train.opening import open_folder, run_identity, settle
 from mmreason.train.sft import SupervisedTrainer, sft_arguments
 
 REFERENCE = "reference.json"
@@ -269,10 +269,7 @@ def run_dpo(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """
     started = time.monotonic()
     main = process_state().is_main_process
-    refuse_unlaunched_gpus()
-    torch.manual_seed(config.seed)
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
+    settle(config)
     folder = RunFolder(Path(config.out) / config.name)
     identity = run_identity(config)
     checkpoint = open_folder(

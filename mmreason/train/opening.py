@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mmreason.config.curriculum import phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
 from mmreason.run_records import RunFolder
-from mmreason.train.callbacks import process_state
+from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import file_digest, find_checkpoint, read_manifest
 
 
@@ -39,6 +41,14 @@ def phase_files(config: RunConfig) -> dict[str, Path]:
         if phase.data.path is not None and phase.data.path != config.data.path and Path(phase.data.path).is_file():
             found[rule.name] = Path(phase.data.path)
     return found
+
+
+def settle(config: RunConfig) -> None:
+    """Seed and threads of a training process; raises `ConfigError` for several GPUs without a launcher."""
+    refuse_unlaunched_gpus()
+    torch.manual_seed(config.seed)
+    if config.trainer.num_threads:
+        torch.set_num_threads(config.trainer.num_threads)
 
 
 def open_folder(config: RunConfig, folder: RunFolder, check: Callable[[Mapping[str, Any]], None]) -> Path | None:

@@ -28,7 +28,7 @@ from mmreason.errors import ConfigError, DataError, ResumeError
 from mmreason.evaluate import evaluate
 from mmreason.policy.policy import Policy
 from mmreason.run_records import RunFolder, to_plain
-from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
+from mmreason.train.callbacks import process_state
 from mmreason.train.checkpoints import SealedCheckpoints, check_same_run, drop_later, read_manifest
 from mmreason.train.demonstrations import (
     IGNORE,
@@ -39,7 +39,7 @@ from mmreason.train.demonstrations import (
     replaying_agent,
     scripted_agents,
 )
-from mmreason.train.opening import open_folder, run_identity
+from mmreason.train.opening import open_folder, run_identity, settle
 
 if TYPE_CHECKING:
     from mmreason.agent.loop import AgentLoop
@@ -103,11 +103,11 @@ class SupervisedTrainer(SealedCheckpoints, Trainer):  # type: ignore[misc]
         """Why: a batch holds rows of about one length; a mean over each batch's own tokens would let tokens of short answers
         weigh more than those of long ones, and with them the habit of answering at once.
         """
-        tokens = int((inputs["labels"] != IGNORE).sum())
+        labels = inputs["labels"]
         found = super().compute_loss(model, inputs, *args, **kwargs)
         if self.usual_tokens is None:
             return found
-        factor = tokens / self.usual_tokens
+        factor = (labels != IGNORE).sum() / self.usual_tokens
         return (found[0] * factor, *found[1:]) if isinstance(found, tuple) else found * factor
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -123,10 +123,7 @@ def run_sft(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     """
     started = time.monotonic()
     main = process_state().is_main_process
-    refuse_unlaunched_gpus()
-    torch.manual_seed(config.seed)
-    if config.trainer.num_threads:
-        torch.set_num_threads(config.trainer.num_threads)
+    settle(config)
     folder = RunFolder(Path(config.out) / config.name)
     identity = run_identity(config)
     checkpoint = open_folder(config, folder, lambda manifest: _check_same_course(manifest, identity))

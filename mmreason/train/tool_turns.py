@@ -35,9 +35,7 @@ class ToolTurns(SharedPrompts):
 
     def begin_batch(self, prepared: Sequence[Prepared], *, new: bool = True) -> None:
         if self.agent is not None:
-            distinct = {id(item): item for item in prepared}
-            told = {key: self.agent.prepare(item) for key, item in distinct.items()}
-            prepared = [told[id(item)] for item in prepared]
+            prepared = self.agent.prepare_all(prepared)
         self._prepared = list(prepared)
         super().begin_batch(prepared, new=new)
 
