@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models run 20 times slower when threads fight over two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help train test test-fast check format tiny-vlm bench wheel clean
+.PHONY: help train test test-fast fuzz check format tiny-vlm bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,9 @@ test: $(VENV)/.dev ## all tests, two at a time
 
 test-fast: $(VENV)/.dev ## the tests that need no minutes and no browser
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not browser"
+
+fuzz: $(VENV)/.dev ## property tests with examples that no run has tried
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not browser" --hypothesis-profile search
 
 # The top-level packages are installed inside mmreason, which mypy does not see in a checkout: a tree of links shows it.
 TYPES := build/types/mmreason

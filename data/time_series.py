@@ -166,7 +166,10 @@ def draw_series(rng: np.random.Generator, name: str, noise_share: float) -> tupl
     time = np.linspace(0.0, 1.0, int(rng.integers(60, 121)))
     course = CLASSES[name][0](time, rng)
     span = rng.uniform(0.55, 0.75)
-    heights = course if name == "flat" else rng.uniform(0.12, 0.88 - span) + span * course
+    if name == "flat":
+        heights = course
+    else:  # a course may not use all of 0..1 (a wave that dies away in its first quarter), its share of the height does
+        heights = rng.uniform(0.12, 0.88 - span) + span * (course - course.min()) / np.ptp(course)
     noisy = heights + rng.normal(0.0, noise_share, len(time))
     return time, np.clip(noisy, 0.0, 1.0)
 
