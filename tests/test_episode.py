@@ -194,10 +194,24 @@ def test_a_turn_that_works_makes_earlier_mistakes_forgotten() -> None:
     assert episode.stop is Stop.answer
 
 
-def test_without_a_forced_answer_a_budget_ends_the_episode() -> None:
-    episode = episode_of(max_turns=2, force_answer=False)
-    assert play(episode, [called(crop(0)), answered()]) == []
-    assert (episode.stop, episode.forced, episode.num_turns) == (Stop.budget, False, 1)
+@pytest.mark.parametrize("budget", [{"max_turns": 2}, {"max_calls": 1}, {"max_errors": 1}])
+def test_without_a_forced_answer_nothing_is_said_and_the_next_call_ends_the_episode(budget: dict[str, int]) -> None:
+    first = GARBAGE if "max_errors" in budget else called(crop(0))
+    episode = episode_of(force_answer=False, **budget)
+    (reply,) = play(episode, [first, answered()])
+    assert FORCED_WORDS not in told(reply)
+    assert (episode.stop, episode.num_turns) == (Stop.answer, 2), "it may still answer"
+    again = episode_of(force_answer=False, **budget)
+    play(again, [first, called(crop(1))])
+    assert (again.stop, again.num_turns) == (Stop.budget, 2)
+    assert "forced_answer" not in [event.kind for event in again.events]
+
+
+def test_a_call_in_the_only_turn_is_not_carried_out() -> None:
+    for force_answer in (True, False):
+        episode = episode_of(max_turns=1, force_answer=force_answer)
+        assert play(episode, [called(crop(0))]) == []
+        assert (episode.stop, episode.store.ids, kinds(episode)) == (Stop.budget, ("img_0",), ["budget"])
 
 
 # ---------------------------------------------------------------------- repeated calls
@@ -317,7 +331,7 @@ def test_whatever_is_written_budgets_hold_and_taking_back_restores(data: st.Data
         if episode.stop is None:
             assert reply is not None
             assert reply.pictures == episode.store.ids[shown:]
-            assert FORCED_WORDS in told(reply) or not episode.forced
+            assert (FORCED_WORDS in told(reply)) == (episode.forced and config.force_answer)
             shown = len(episode.store)
     assert episode.num_turns <= config.max_turns
     assert len(episode.store) - 1 <= config.max_pictures
@@ -325,7 +339,6 @@ def test_whatever_is_written_budgets_hold_and_taking_back_restores(data: st.Data
     assert [event.kind for event in episode.events].count("stop") == 1
     assert episode.events[-1].kind == "stop"
     assert (episode.answer is not None) == (episode.stop is Stop.answer)
-    assert not (episode.forced and not config.force_answer)
     assert all(turn.error in {"", *CallError} for turn in episode.turns)
     assert all(turn.ok == (turn.error == "") for turn in episode.turns)
     assert np.array_equal(np.asarray(source), pixels), "pictures of the row are never changed"

@@ -134,6 +134,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         self._num_roots = len(self.store)
+        self.forced = self.config.max_turns == 1  # the only turn is the last one
 
     # ------------------------------------------------------------------ the model's turn
 
@@ -306,11 +307,10 @@ class Episode:
         )
 
     def _force(self) -> str:
-        """Allow nothing but an answer from now on."""
-        if not self.config.force_answer or self.num_turns >= self.config.max_turns:
-            self._end(Stop.budget)
-            return ""
+        """Allow nothing but an answer from now on; returns what the model is told of it."""
         self.forced = True
+        if not self.config.force_answer:
+            return ""
         self._tell(Event("forced_answer", self.num_turns - 1, "answer now"))
         return "No more tools. Answer now."
 

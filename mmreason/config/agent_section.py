@@ -46,7 +46,8 @@ class AgentConfig(Section):
     )
     max_errors: PositiveInt = Field(2, description="turns in a row that fail before the model is told to answer")
     force_answer: bool = Field(
-        True, description="tell the model to answer when a budget is used up; false = the episode ends there"
+        True,
+        description="tell the model to answer when a budget is used up; false = it is not told, and a further call ends the episode",
     )
     over_budget: Literal["mask", "leave_out", "keep"] = Field(
         "mask",
