@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from mmreason.train.live import LiveTable, show, show_time
+from mmreason.train.tool_metrics import tool_metrics
 
 METRICS = {
     "reward": 0.53,
@@ -19,6 +20,9 @@ METRICS = {
     "truncated": 0.0,
     "step_seconds": 2.1,
 }
+
+TOOLS = {"tools/call_rate": 0.6, "tools/failure_rate": 0.125, "tools/over_budget": 0.05}
+TOOL_ROWS = ("episodes with a call", "calls that fail", "episodes cut off")
 
 
 def plain(**options: object) -> tuple[LiveTable, io.StringIO]:
@@ -32,8 +36,8 @@ def terminal(total: int = 80) -> tuple[LiveTable, io.StringIO]:
     return LiveTable(total, ["iou", "format"], console), out
 
 
-def text_of(table: LiveTable) -> str:
-    console = Console(file=io.StringIO(), width=100, record=True)
+def text_of(table: LiveTable, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, record=True)
     console.print(table.render())
     return console.export_text()
 
@@ -51,6 +55,48 @@ def test_metrics_that_are_missing_are_left_out_and_held_out_scores_come_with_the
     table, out = plain()
     table.update(80, {"reward": 1.0, "eval/accuracy": 0.615, "parse_failures": 0.25})
     assert out.getvalue() == "step 80/80  reward 1.00  unparsed 0.25  eval/accuracy 0.61\n"
+
+
+def test_a_run_with_tools_says_how_they_are_used() -> None:
+    table, out = plain()
+    table.update(80, {"reward": 0.5, **TOOLS, "eval/accuracy": 0.5})
+    table.update(80, {"reward": 0.5, **TOOLS, "tools/failure_rate": math.nan})
+    assert out.getvalue() == (
+        "step 80/80  reward 0.50  tools called 0.60, failed 0.12, cut off 0.05  eval/accuracy 0.50\n"
+        "step 80/80  reward 0.50  tools called 0.60, cut off 0.05\n"
+    )
+    assert TOOLS.keys() <= tool_metrics([]).keys(), "the names are those that are logged"
+
+
+def test_the_table_has_rows_of_tools_only_where_there_are_tools() -> None:
+    table, _ = terminal()
+    table.update(1, METRICS)
+    assert not [name for name in TOOL_ROWS if name in text_of(table)]
+    for step in range(2, 22):
+        table.update(step, {**METRICS, **TOOLS, "tools/failure_rate": 0.5 if step <= 6 else 0.25})
+    rows = {name: line.split() for line in text_of(table).splitlines() for name in TOOL_ROWS if name in line}
+    assert [rows[name][-3:] for name in TOOL_ROWS] == [
+        ["0.60", "+0", "share"],
+        ["0.25", "-0.25", "share"],
+        ["0.05", "+0", "share"],
+    ]
+    # No call, no share of calls that fail: there is nothing to show, and no zero is made up.
+    table, _ = terminal()
+    table.update(1, {**METRICS, **TOOLS, "tools/failure_rate": math.nan})
+    assert [name for name in TOOL_ROWS if name in text_of(table)] == [TOOL_ROWS[0], TOOL_ROWS[2]]
+
+
+@pytest.mark.parametrize("width", [20, 30, 45, 60])
+def test_rows_of_tools_fit_where_the_others_do(width: int) -> None:
+    table, _ = terminal()
+    table.update(1, METRICS)
+    without = text_of(table, width)
+    table.update(2, TOOLS)
+    shown = text_of(table, width)
+    assert max(map(len, shown.splitlines())) <= width
+    if width >= 45:
+        assert [line for line in shown.splitlines() if "0.60" in line], "the numbers are not cut off"
+        assert len(shown.splitlines()) <= len(without.splitlines()) + 2 * len(TOOLS)
 
 
 def test_text_in_brackets_is_never_taken_for_markup() -> None:

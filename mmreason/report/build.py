@@ -31,6 +31,7 @@ from mmreason.run_records import RunFolder, read_metrics, write_atomically
 SCRIPTS = (
     "dom.js",
     "charts.js",
+    "tools.js",
     "overlay.js",
     "rewards.js",
     "text.js",

@@ -5,11 +5,13 @@
 
   const WIDTH = 340, HEIGHT = 150, LEFT = 44, RIGHT = 10, TOP = 10, BOTTOM = 22;
 
+  /** Panels name their series by `keys` or `prefix`, and by how their keys begin the alarms that are marked on them. */
+  const SCORES = ["score up"];
   const PANELS = [
-    { title: "Reward", keys: ["reward"], band: "reward_std", note: "band: spread of the reward" },
-    { title: "Reward parts", prefix: "rewards/" },
-    { title: "Held-out scores", prefix: "eval/", dots: true },
-    { title: "Correct answers", keys: ["correct"], unit: "share of completions" },
+    { title: "Reward", keys: ["reward"], band: "reward_std", note: "band: spread of the reward", alarms: SCORES },
+    { title: "Reward parts", prefix: "rewards/", alarms: SCORES },
+    { title: "Held-out scores", prefix: "eval/", dots: true, alarms: SCORES },
+    { title: "Correct answers", keys: ["correct"], unit: "share of completions", alarms: SCORES },
     { title: "Completion length", keys: ["completion_length"], unit: "tokens" },
     { title: "Groups without spread", keys: ["zero_variance_groups"], note: "share of groups whose rewards are all equal: they teach nothing" },
     { title: "Entropy", keys: ["entropy"], unit: "nats per token" },
@@ -21,8 +23,6 @@
     { title: "Seconds by stage", prefix: "seconds/" },
     { title: "Loss", keys: ["loss"] },
   ];
-
-  const SCORES = ["Reward", "Reward parts", "Held-out scores", "Correct answers"];
 
   /** Round tick values within [low, high], each with its text: all with as many decimals as their distance needs. */
   function ticks(low, high) {
@@ -43,6 +43,11 @@
       const near = values.slice(Math.max(0, index - radius), index + radius + 1).filter((v) => v !== null);
       return near.reduce((sum, v) => sum + v, 0) / near.length;
     });
+  }
+
+  /** Whether a value has no neighbour that a line could lead to. */
+  function alone(values, index) {
+    return [values[index - 1], values[index + 1]].every((value) => value === null || value === undefined);
   }
 
   function path(xs, ys, toX, toY) {
@@ -79,6 +84,12 @@
     return { low, high, start, end };
   }
 
+  /** What a series is called beside its colour: `labels` are of our own names, the rest of a name may be anyone's. */
+  function called(panel, name) {
+    if (panel.labels && panel.labels.has(name)) return panel.labels.get(name);
+    return panel.prefix ? name.slice(panel.prefix.length) : (panel.unit || "");
+  }
+
   /** One chart. `names` are its series; `cursor` connects it with the others. */
   function chart(panel, names, series, cursor) {
     const curves = names.map((name) => series[name]);
@@ -87,6 +98,7 @@
     const box = bounds(curves, band);
     if (panel.share) { box.low = 0; box.high = 1; }
     if (panel.percent) box.low = 0;
+    if (panel.zero) { box.low = Math.min(0, box.low); box.high = Math.max(0, box.high); }
     const toX = (x) => LEFT + ((x - box.start) / (box.end - box.start)) * (WIDTH - LEFT - RIGHT);
     const toY = (y) => HEIGHT - BOTTOM - ((y - box.low) / (box.high - box.low)) * (HEIGHT - TOP - BOTTOM);
     const label = panel.title + ". " + names.map((name, i) => describe(name, curves[i])).join("; ");
@@ -97,6 +109,7 @@
         svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: toY(tick), y2: toY(tick), class: "grid" }),
         svg("text", { x: LEFT - 6, y: toY(tick) + 3.5, class: "tick", "text-anchor": "end" }, text));
     }
+    if (panel.zero) plot.append(svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: toY(0), y2: toY(0), class: "axis" }));
     const steps = [...new Set([Math.ceil(box.start), Math.round((box.start + box.end) / 2), Math.floor(box.end)])];
     steps.forEach((x, i) => plot.append(svg("text", {
       x: toX(x), y: HEIGHT - 6, class: "tick",
@@ -116,10 +129,9 @@
         const smoothed = smooth(curve.y, Math.max(2, Math.round(curve.x.length / 30)));
         plot.append(svg("path", { d: path(curve.x, smoothed, toX, toY), class: "curve " + color }));
       }
-      if (panel.dots || curve.x.length < 3) {
-        curve.x.forEach((x, k) => curve.y[k] !== null && plot.append(
-          svg("circle", { cx: toX(x), cy: toY(curve.y[k]), r: 2.6, class: "dot " + color })));
-      }
+      const all = panel.dots || curve.x.length < 3;
+      curve.x.forEach((x, k) => curve.y[k] !== null && (all || alone(curve.y, k)) && plot.append(
+        svg("circle", { cx: toX(x), cy: toY(curve.y[k]), r: 2.6, class: "dot " + color })));
     });
 
     for (const mark of panel.marks || []) {
@@ -157,7 +169,7 @@
     const legend = names.map((name, i) => el("span", { class: "key" },
       svg("svg", { viewBox: "0 0 14 6", class: "swatch", "aria-hidden": "true" },
         svg("line", { x1: 0, x2: 14, y1: 3, y2: 3, class: "curve s" + (i % 6) + (i >= 6 ? " dashed" : "") })),
-      panel.prefix ? name.slice(panel.prefix.length) : (panel.unit || ""), " ", values[i]));
+      called(panel, name), " ", values[i]));
     return el("figure", { class: "chart", title: panel.note },
       el("figcaption", {}, el("strong", {}, panel.title), at, el("span", { class: "keys" }, legend)), plot);
   }
@@ -170,21 +182,31 @@
     return { move: (step) => listeners.forEach((f) => f(step)), listen: (f) => listeners.push(f) };
   };
 
-  /** Draw every curve into `root`; curves that no panel names go into a closed section. Marks are alarms on scores. */
-  mmreason.charts = function (root, series, cursor, marks) {
-    const left = new Set(Object.keys(series));
+  /** The charts of those panels that the run has series for; what they show is taken out of `left`. */
+  mmreason.panels = function (panels, series, cursor, alarms, left) {
     const cards = [];
-    for (const panel of PANELS) {
-      const names = Object.keys(series).filter((name) =>
-        panel.prefix ? name.startsWith(panel.prefix) : panel.keys.includes(name));
-      names.concat(panel.band || []).forEach((name) => left.delete(name));
-      if (names.length) cards.push(chart(SCORES.includes(panel.title) ? { ...panel, marks } : panel, names, series, cursor));
+    for (const panel of panels) {
+      const named = (panel.keys || []).filter((name) => Object.hasOwn(series, name));
+      const mine = named.concat(Object.keys(series).filter((name) =>
+        panel.prefix && name.startsWith(panel.prefix) && !named.includes(name)));
+      mine.concat(panel.band || []).forEach((name) => left.delete(name));
+      const names = panel.happened ? mine.filter((name) => named.includes(name) || series[name].y.some(Boolean)) : mine;
+      const marks = alarms.filter((alarm) => (panel.alarms || []).some((key) => alarm.key.startsWith(key)));
+      if (names.length) cards.push(chart({ ...panel, marks }, names, series, cursor));
     }
-    if (!cards.length && !left.size) {
+    return cards;
+  };
+
+  /** Draw every curve into `root`; those that no panel names go into a closed section. */
+  mmreason.charts = function (root, series, cursor, alarms) {
+    const left = new Set(Object.keys(series));
+    const cards = mmreason.panels(PANELS, series, cursor, alarms, left);
+    const tools = mmreason.tools(series, cursor, alarms, left);
+    if (!cards.length && !tools && !left.size) {
       root.append(el("p", { class: "note" }, "No metrics.jsonl yet: curves appear after the first logged step."));
       return;
     }
-    root.append(el("div", { class: "charts" }, cards));
+    root.append(el("div", { class: "charts" }, cards), tools || "");
     if (left.size) {
       const more = el("details", { class: "more" }, el("summary", {}, "More curves (" + left.size + ")"));
       more.addEventListener("toggle", () => more.append(el("div", { class: "charts" },

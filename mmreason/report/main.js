@@ -6,7 +6,7 @@
   const groups = data.groups;
 
   const cursor = mmreason.cursor();
-  mmreason.charts(document.getElementById("curves"), data.series, cursor, data.alarms.filter((alarm) => alarm.key.startsWith("score up")));
+  mmreason.charts(document.getElementById("curves"), data.series, cursor, data.alarms);
   const rewards = document.getElementById("rewards");
   if (rewards) mmreason.rewards(rewards, data.rewards, data.series, cursor);
 

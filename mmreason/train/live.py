@@ -30,8 +30,13 @@ _ROWS: tuple[tuple[str, str, str, int], ...] = (
     ("zero_variance_groups", "groups without spread", "share", -1),
     ("truncated", "cut at the limit", "share", -1),
     ("parse_failures", "answers that do not parse", "share", -1),
+    ("tools/call_rate", "episodes with a call", "share", 0),
+    ("tools/failure_rate", "calls that fail", "share", -1),
+    ("tools/over_budget", "episodes cut off", "share", -1),
     ("step_seconds", "seconds per step", "s", 0),
 )
+#: The same of tools in a line: (metric, name shown).
+_TOOLS = (("tools/call_rate", "called"), ("tools/failure_rate", "failed"), ("tools/over_budget", "cut off"))
 
 
 class LiveTable:
@@ -130,6 +135,11 @@ class LiveTable:
         ):
             if name in metrics:
                 parts.append(f"{shown} {show(metrics[name])}")
+        told = [
+            f"{shown} {show(metrics[name])}" for name, shown in _TOOLS if math.isfinite(metrics.get(name, math.nan))
+        ]
+        if told:
+            parts.append(f"tools {', '.join(told)}")
         parts += [f"{name} {show(value)}" for name, value in metrics.items() if name.startswith("eval/")]
         if "step_seconds" in metrics:
             parts.append(f"{metrics['step_seconds']:.1f} s/step")
