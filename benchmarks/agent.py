@@ -42,7 +42,7 @@ from mmreason.config.agent_section import AgentConfig
 from mmreason.config.schema import ModelConfig, PolicyConfig
 from mmreason.policy.policy import Policy
 from mmreason.policy.tiny import build_model, build_processor
-from mmreason.prompt_once.generation import Generation, Sampling
+from mmreason.prompt_once.generation import Generation, Sampling, TokenListener
 from mmreason.prompt_once.prompts import PromptStore
 from mmreason.records import Row
 
@@ -159,11 +159,13 @@ class Overruled(Generation):
     script: Script
     turn = -1
 
-    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
+    def sample(
+        self, sampling: Sampling, rows: Sequence[int] | None = None, listener: TokenListener | None = None
+    ) -> list[list[int]]:
         self.turn += 1
         episodes = list(range(len(self.rows))) if rows is None else list(rows)
         self.block, self.place = self.script.block(episodes, self.turn).to(self.device), 0
-        return super().sample(sampling, rows)
+        return super().sample(sampling, rows, listener)
 
     def _draw(self, hidden: torch.Tensor, processors: LogitsProcessorList, temperature: float) -> torch.Tensor:
         super()._draw(hidden, processors, temperature)

@@ -33,6 +33,10 @@ Split = Literal["train", "held_out"]
 _SPLIT_STREAM: dict[str, int] = {"train": 0, "held_out": 1}
 
 
+#: Styles that are no texts of a task's own but its oracle's episodes with tools, in the run's format or in that of `STYLE-FORMAT`: as
+#: planned, or with a mistake that is mended.
+TOOLS_STYLE, MENDED_STYLE = "tools", "mended"
+
 #: Size of a picture, `(width, height)` in pixels -> how the model sees it.
 GeometryOf = Callable[[tuple[int, int]], ImageGeometry]
 
@@ -46,11 +50,13 @@ class PlannedTurn:
         calls: in order; their boxes and points are in the model's frame of the picture called. Pictures have the ids that the
             episode gives them: those of the row first, then one for each new picture, in order.
         answer: the final answer; None in all turns but the last.
+        wrong: it is a mistake, which the next turn mends: made so that mending can be learned, and not to be learned itself.
     """
 
     thought: str
     calls: tuple[Call, ...] = ()
     answer: str | None = None
+    wrong: bool = False
 
 
 class TaskOptions(BaseModel):
@@ -77,6 +83,7 @@ class Task(ABC, Generic[OptionsT]):
         metric_options: of that reward, where a run configures no rewards (the scores of `mmreason sft`).
         format_options: of the reward `format`, likewise.
         tools: names of the tools that help; empty where none does.
+        mends: there is a `mended_plan`.
     """
 
     name: ClassVar[str] = ""
@@ -86,10 +93,16 @@ class Task(ABC, Generic[OptionsT]):
     format_options: ClassVar[Mapping[str, Any]] = {}
     correct_at: ClassVar[float] = 0.5
     tools: ClassVar[tuple[str, ...]] = ()
+    mends: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT, seed: int = 0) -> None:
         self.options = options
         self.seed = seed
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names that `Row.dataset` may have: the task's own, unless a task says otherwise."""
+        return (self.name,)
 
     @classmethod
     @abstractmethod
@@ -133,6 +146,26 @@ class Task(ABC, Generic[OptionsT]):
             ConfigError: the task has no oracle.
         """
         raise ConfigError(f"task '{self.name}' has no oracle: it cannot make traces of tool calls.")
+
+    def mended_plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """The oracle's plan with one mistake in it, that is seen and mended in the next turn; the answer is right.
+
+        Args:
+            row: made by `example` with the style `mended`.
+            geometry_of: how the model sees a picture of a given size.
+            frame: frame in which the model family writes boxes and points.
+
+        Returns:
+            The turns; that of the mistake is marked `wrong`. The mistake depends on the row's id alone.
+
+        Raises:
+            ConfigError: the task's oracle makes no mistakes.
+        """
+        raise ConfigError(f"task '{self.name}' has no mistakes to mend: see the tasks that have {MENDED_STYLE} traces.")
+
+    def mistakes(self, row: Row) -> np.random.Generator:
+        """Random generator of a row's mistake; independent of that which made the row."""
+        return np.random.default_rng([zlib.crc32(MENDED_STYLE.encode()), zlib.crc32(row.id.encode())])
 
     def generator(self, index: int, split: Split) -> np.random.Generator:
         """Random generator of one row; independent across tasks, seeds, splits and indices."""

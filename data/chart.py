@@ -23,7 +23,7 @@ from pydantic import Field
 from mmreason.boxes import Frame
 from mmreason.data.base import GeometryOf, PlannedTurn, Split, TaskOptions, task
 from mmreason.data.scenes import COLORS, SUPERSAMPLE
-from mmreason.data.tool_tasks import DialOptions, Point, Seen, ToolTask, one_call, size_of, the_answer
+from mmreason.data.tool_tasks import DialOptions, Point, Seen, ToolTask, mended, one_call, size_of, the_answer
 from mmreason.records import Row
 
 Kind = Literal["bar", "line"]
@@ -40,6 +40,8 @@ _LEVELS = (
 #: How far from the true value an answer may be, in units of the axis.
 TOLERANCE = 2.0
 _HIGHEST = 100
+#: How far a line that is drawn by mistake lies from its place, in pixels.
+_LEAST_MISS_PX, _MOST_MISS_PX = 10.0, 30.0
 #: Space for the numbers of the axis, and around the plot, in pixels.
 _LEFT_PX, _TOP_PX, _RIGHT_PX, _BOTTOM_PX, _FONT_PX = 26, 8, 6, 16, 11
 
@@ -120,6 +122,7 @@ class Chart(ToolTask[ChartOptions]):
     metric: ClassVar[str] = "numeric"
     metric_options: ClassVar[Mapping[str, Any]] = {"absolute_tolerance": TOLERANCE}
     tools: ClassVar[tuple[str, ...]] = ("horizontal_line", "vertical_line")
+    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:
@@ -139,7 +142,7 @@ class Chart(ToolTask[ChartOptions]):
         marks = _marks(drawing, axes)
         asked = [marks[int(i)] for i in rng.permutation(count)[: 1 + int(count > 1 and rng.random() < two_share)]]
         question, answer = _ask(asked)
-        columns = {"axes": axes, "asked": tuple(asked), "kind": kind}
+        columns = {"axes": axes, "asked": tuple(asked), "kind": kind, "marks": tuple(marks)}
         return self.made_row(index, split, [picture], question, {"answer": str(answer)}, columns)
 
     def plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
@@ -153,6 +156,20 @@ class Chart(ToolTask[ChartOptions]):
                 turns.append(one_call(mark.name, "vertical_line", image=f"img_{len(turns)}", x=x))
             turns.append(one_call(mark.name, "horizontal_line", image=f"img_{len(turns)}", y=y))
         return [*turns, the_answer(row, ", ".join(f"{mark.name} {mark.value}" for mark in asked))]
+
+    def mended_plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """One of the lines goes to the end of another mark, or too far or not far enough, and is drawn again without it."""
+        seen, size, rng = Seen(geometry_of, frame), size_of(row), self.mistakes(row)
+        plan = self.plan(row, geometry_of, frame)
+        place = int(rng.integers(len(plan) - 1))
+        (made,) = plan[place].calls
+        axis = int(made.tool == "horizontal_line")
+        right = next(mark.end[axis] for mark in row.columns["asked"] if mark.name == plan[place].thought)
+        off = rng.uniform(_LEAST_MISS_PX, _MOST_MISS_PX)
+        places = [mark.end[axis] for mark in row.columns["marks"]] + [right - off, right + off]
+        wrong = [at for at in places if abs(at - right) >= _LEAST_MISS_PX and 0 <= at <= size[axis]]
+        at = wrong[int(rng.integers(len(wrong)))]
+        return mended(row, plan, place, {"xy"[axis]: seen.point((at, at), size)[axis]})
 
 
 def _marks(drawing: Drawing, axes: Axes) -> list[Mark]:

@@ -29,7 +29,7 @@ from pydantic import Field
 from mmreason.boxes import Frame
 from mmreason.data.base import GeometryOf, PlannedTurn, Split, TaskOptions, task
 from mmreason.data.scenes import COLORS, SHAPES, draw_background
-from mmreason.data.tool_tasks import Corners, DialOptions, Seen, ToolTask, one_call, size_of, the_answer
+from mmreason.data.tool_tasks import Corners, DialOptions, Seen, Size, ToolTask, mended, one_call, size_of, the_answer
 from mmreason.errors import ConfigError
 from mmreason.records import Row
 
@@ -43,6 +43,8 @@ _CONTRAST, _EDGE_PX = 90.0, 1.4
 _FRAME_PX, _INSIDE_PX = 5, 6
 #: How large the row for `direct` shows a box.
 _DIRECT_ZOOM = 2
+#: How far a look may miss, as a share of the box's side, and how often a mistake is a look at another box where there is one.
+_MISS_SHARE, _OTHER_BOX_SHARE = (0.6, 1.2), 0.5
 _TRIES = 400
 
 
@@ -89,6 +91,7 @@ class FinePrint(ToolTask[FinePrintOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("zoom", "crop")
+    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:
@@ -126,6 +129,33 @@ class FinePrint(ToolTask[FinePrintOptions]):
         asked: Sequence[PrintedBox] = row.columns["asked"]
         turns = [one_call(f"{item.color} box", "zoom", image="img_0", box=seen.box(item.box, size)) for item in asked]
         return [*turns, the_answer(row, ", ".join(f"{item.color} box: {item.content}" for item in asked))]
+
+    def mended_plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """One of the looks goes to another box, or beside the right one, and is taken again."""
+        seen, size, rng = Seen(geometry_of, frame), size_of(row), self.mistakes(row)
+        asked: Sequence[PrintedBox] = row.columns["asked"]
+        place = int(rng.integers(len(asked)))
+        others = [item.box for item in row.columns["boxes"] if item not in asked]
+        beside = _missed(asked[place], asked, size, float(rng.uniform(*_MISS_SHARE)))
+        wrong = others if others and rng.random() < _OTHER_BOX_SHARE else beside
+        box = seen.box(wrong[int(rng.integers(len(wrong)))], size)
+        return mended(row, self.plan(row, geometry_of, frame), place, {"box": box})
+
+
+def _missed(item: PrintedBox, asked: Sequence[PrintedBox], size: Size, share: float) -> list[Corners]:
+    """Boxes of the same size that miss the right one by `share` of its sides, within a picture of `size`."""
+    x1, y1, x2, y2 = item.box
+    steps = [(dx * share * (x2 - x1), dy * share * (y2 - y1)) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx or dy]
+    boxes = [(x1 + dx, y1 + dy, x2 + dx, y2 + dy) for dx, dy in steps]
+    return [
+        box
+        for box in boxes
+        if min(box) >= 0
+        and box[2] <= size[0]
+        and box[3] <= size[1]
+        # A look at what is to be looked at anyway would be no mistake.
+        and all(max(abs(box[0] - one.box[0]), abs(box[1] - one.box[1])) >= 0.5 * (x2 - x1) for one in asked)
+    ]
 
 
 def _whole(box: Corners) -> tuple[int, int, int, int]:

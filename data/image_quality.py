@@ -150,6 +150,12 @@ class ImageQuality(Task[ImageQualityOptions]):
     def options_model(cls) -> type[TaskOptions]:
         return ImageQualityOptions
 
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        if self.options.datasets == "one":
+            return (self.name,)
+        return tuple(f"{self.name}/{picture}" for picture in self.options.pictures)
+
     def row(self, index: int, split: Split = "train") -> Row:
         rng = self.generator(index, split)
         pictures = self.options.pictures

@@ -21,9 +21,9 @@ from pydantic import Field
 
 from mmreason.boxes import Frame
 from mmreason.data.base import GeometryOf, PlannedTurn, Split, TaskOptions, task
-from mmreason.data.maze_pictures import Maze, draw_maze, paint_maze
+from mmreason.data.maze_pictures import Cell, Maze, draw_maze, paint_maze
 from mmreason.data.scenes import COLORS, EASY_COLORS
-from mmreason.data.tool_tasks import DialOptions, Seen, ToolTask, one_call, size_of, the_answer
+from mmreason.data.tool_tasks import DialOptions, Seen, ToolTask, mended, one_call, size_of, the_answer
 from mmreason.errors import ConfigError
 from mmreason.records import Row
 
@@ -90,6 +90,7 @@ class MazeTask(ToolTask[MazeOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("draw_line",)
+    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:
@@ -130,6 +131,36 @@ class MazeTask(ToolTask[MazeOptions]):
             for number, (start, end) in enumerate(pairwise(points))
         ]
         return [*turns, the_answer(row, f"{maze.goal} circle")]
+
+    def mended_plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """One of the lines goes wrong, and is moved by drawing its label again."""
+        maze: Maze = row.columns["solution"]
+        seen, size, rng = Seen(geometry_of, frame), size_of(row), self.mistakes(row)
+        place = int(rng.integers(len(maze.corners) - 1))
+        wrong = _wrong_lines(maze, place)
+        start, end = (seen.point(maze.center(cell), size) for cell in wrong[int(rng.integers(len(wrong)))])
+        return mended(row, self.plan(row, geometry_of, frame), place, {"start": start, "end": end})
+
+
+def _wrong_lines(maze: Maze, place: int) -> list[tuple[Cell, Cell]]:
+    """Lines that one may take for straight piece `place` of the way; each is off by a cell or more at one end or both.
+
+    A cell too short or too long, in a wrong direction, through the cells beside, and, for the last piece, to another exit.
+    """
+    start, end = maze.corners[place : place + 2]
+    length = abs(end[0] - start[0]) + abs(end[1] - start[1])
+    along = (end[0] - start[0]) // length, (end[1] - start[1]) // length
+    beside = along[1], along[0]
+
+    def moved(cell: Cell, step: Cell, times: int) -> Cell:
+        return cell[0] + step[0] * times, cell[1] + step[1] * times
+
+    lines = [(start, moved(start, along, length + more)) for more in (-1, 1) if length + more > 0]
+    lines += [(start, moved(start, step, sign * length)) for step, sign in ((beside, 1), (beside, -1), (along, -1))]
+    lines += [(moved(start, beside, sign), moved(end, beside, sign)) for sign in (1, -1)]
+    if place == len(maze.corners) - 2:
+        lines += [(start, cell) for cell in maze.exits.values() if cell != end]
+    return [line for line in lines if all(0 <= v < maze.n for cell in line for v in cell)]
 
 
 def _ask(rng: np.random.Generator, maze: Maze, weights: dict[str, float]) -> tuple[str, str]:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 from mmreason.config.agent_section import FORMAT_NAMES
 from mmreason.config.schema import SftPhase, TaskConfig
-from mmreason.data.base import TASKS, validate_task_config
+from mmreason.data.base import MENDED_STYLE, TASKS, TOOLS_STYLE, validate_task_config
 from mmreason.errors import ConfigError, MMReasonError
 from mmreason.registry import did_you_mean
 
-#: The style that is no text of the task's own: its oracle's episode with tools, in the run's format; or `tools-FORMAT`.
-TOOLS_STYLE = "tools"
 _KEY = re.compile(r"(?P<task>[\w./-]+?)/(?P<style>[\w-]+?)(?:/(?P<difficulty>\d))?")
 
 
@@ -38,7 +36,12 @@ class MixtureKey:
     @property
     def with_tools(self) -> bool:
         """It is an episode of the task's oracle."""
-        return self.style.partition("-")[0] == TOOLS_STYLE
+        return self.style.partition("-")[0] in (TOOLS_STYLE, MENDED_STYLE)
+
+    @property
+    def mended(self) -> bool:
+        """It is an episode with a mistake that is mended."""
+        return self.style.partition("-")[0] == MENDED_STYLE
 
     def format_of(self, default: str) -> str:
         """Name of the wire format of such an episode; `default` where the key names none."""
@@ -59,12 +62,15 @@ def parse_mixture_key(key: str) -> MixtureKey:
     name, style, difficulty = match["task"], match["style"], match["difficulty"]
     task = TASKS.get(name)
     styles = task.styles
-    if task.tools:
-        styles = (*styles, TOOLS_STYLE, *(f"{TOOLS_STYLE}-{name}" for name in FORMAT_NAMES))
+    for kind, there in ((TOOLS_STYLE, bool(task.tools)), (MENDED_STYLE, task.mends)):
+        if there:
+            styles = (*styles, kind, *(f"{kind}-{wire}" for wire in FORMAT_NAMES))
     if style not in styles:
-        raise ConfigError(
-            f"sft.phases.mixture: task '{name}' has no style '{style}'.{did_you_mean(style, list(styles))} Styles: {', '.join(styles)}."
-        )
+        told = f"{did_you_mean(style, list(styles))} Styles: {', '.join(styles)}."
+        if style.partition("-")[0] == MENDED_STYLE and not task.mends:
+            mending = ", ".join(other for other, one in TASKS if one.mends)
+            told = f" Mistakes that are mended are made in {mending}.{told}"
+        raise ConfigError(f"sft.phases.mixture: task '{name}' has no style '{style}'.{told}")
     return MixtureKey(name, style, None if difficulty is None else int(difficulty))
 
 

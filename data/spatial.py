@@ -18,7 +18,7 @@ Source of the setting: spatial questions over several views, ViLaSR (arXiv 2506.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from pydantic import Field
 
 from mmreason.agent.calls import Call
 from mmreason.boxes import Frame
-from mmreason.data.base import GeometryOf, PlannedTurn, Split, TaskOptions, task
+from mmreason.data.base import MENDED_STYLE, GeometryOf, PlannedTurn, Split, TaskOptions, task
 from mmreason.data.scenes import (
     COLORS,
     SHAPES,
@@ -40,7 +40,7 @@ from mmreason.data.scenes import (
     draw_object,
     draw_scene,
 )
-from mmreason.data.tool_tasks import DialOptions, Point, Seen, Size, ToolTask, call, the_answer
+from mmreason.data.tool_tasks import DialOptions, Point, Seen, Size, ToolTask, call, mended, the_answer
 from mmreason.errors import ConfigError
 from mmreason.records import Row
 
@@ -56,6 +56,10 @@ _LEVELS: tuple[tuple[int, float, dict[str, float]], ...] = (
 _TRIES = 400
 #: Side of an object in a view, least gap between two columns of a view, and of a moved object from its old place, in pixels.
 _VIEW_PX, _MOVE_PX = 16, 30.0
+#: Kinds of questions that are answered by drawing lines.
+DRAWN_KINDS = ("side", "front", "behind")
+#: A line that is drawn by mistake goes past its thing by no less than this, and by how much more, in pixels.
+_LEAST_MISS_PX, _MORE_MISS_PX = 4.0, 16.0
 
 
 class SpatialOptions(DialOptions):
@@ -133,14 +137,29 @@ class Spatial(ToolTask[SpatialOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("measure", "vertical_line", "horizontal_line", "compare", "rotate")
+    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:
         return SpatialOptions
 
     def row(self, index: int, split: Split = "train") -> Row:
+        return self._row(index, split, self.options.weights)
+
+    def example(self, index: int, style: str, split: Split = "train") -> Row:
+        """For `mended`: questions that are answered with lines only, for these can be drawn at a wrong place."""
+        if style != MENDED_STYLE:
+            return self.row(index, split)
+        drawn = {kind: weight for kind, weight in self.options.weights.items() if kind in DRAWN_KINDS}
+        if not drawn:
+            raise ConfigError(
+                f"task.kinds={list(self.options.weights)}: only {', '.join(DRAWN_KINDS)} have mistakes that are mended"
+            )
+        whole = sum(drawn.values())
+        return self._row(index, split, {kind: weight / whole for kind, weight in drawn.items()})
+
+    def _row(self, index: int, split: Split, weights: Mapping[str, float]) -> Row:
         rng = self.generator(index, split)
-        weights = self.options.weights
         kind = str(rng.choice(list(weights), p=list(weights.values())))
         asked = next(filter(None, (KINDS[kind](rng, self.options) for _ in range(_TRIES))), None)
         if asked is None:
@@ -157,6 +176,22 @@ class Spatial(ToolTask[SpatialOptions]):
         steps: Sequence[Step] = row.columns["steps"]
         turns = [PlannedTurn(step.thought, (step.call(seen),)) for step in steps]
         return [*turns, the_answer(row)]
+
+    def mended_plan(self, row: Row, geometry_of: GeometryOf, frame: Frame) -> Sequence[PlannedTurn]:
+        """One of the guide lines goes past its thing, or through another one, and is drawn again without it."""
+        seen, rng = Seen(geometry_of, frame), self.mistakes(row)
+        steps: Sequence[Step] = row.columns["steps"]
+        place = int(rng.integers(len(steps)))
+        step = steps[place]
+        axis = int(step.tool == "horizontal_line")
+        (meant,) = {item.box for item in row.columns["objects"] if item.center == step.points[0]}
+        low, high = meant[axis] - _LEAST_MISS_PX, meant[axis + 2] + _LEAST_MISS_PX
+        off = rng.uniform(0, _MORE_MISS_PX)
+        places = [item.center[axis] for item in row.columns["objects"]] + [low - off, high + off]
+        wrong = [at for at in places if not low < at < high and 0 <= at <= step.size[axis]]
+        at = wrong[int(rng.integers(len(wrong)))]
+        plan = self.plan(row, geometry_of, frame)
+        return mended(row, plan, place, {"xy"[axis]: seen.point((at, at), step.size)[axis]})
 
 
 # ------------------------------------------------------------------------------------------------ one picture

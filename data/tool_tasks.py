@@ -7,7 +7,7 @@ decimals in `relative_1`); calls, plans and rows made of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
@@ -22,6 +22,9 @@ from mmreason.records import ImageGeometry, Row
 Point = tuple[float, float]
 Corners = tuple[float, float, float, float]
 Size = tuple[int, int]
+
+#: What the oracle thinks before it does a thing again.
+CHECKED = "check again: wrong"
 
 #: Levels of the dial.
 EASIEST, HARDEST = 0, 5
@@ -107,6 +110,39 @@ def one_call(thought: str, tool: str, **arguments: Any) -> PlannedTurn:
 def the_answer(row: Row, thought: str = "") -> PlannedTurn:
     """The last turn: the right answer."""
     return PlannedTurn(thought, answer=str(row.target["answer"]))
+
+
+def mended(row: Row, plan: Sequence[PlannedTurn], place: int, mistake: Mapping[str, Any]) -> list[PlannedTurn]:
+    """A plan in which the call of one turn goes wrong first, is found wrong, and is made again as it should be.
+
+    A mark with a label is moved: it is drawn again on the picture that shows it at the wrong place. All else is done again with the picture from
+    before.
+
+    Args:
+        row: of the plan.
+        plan: turns of one call, each of which makes one picture, then the answer.
+        place: of the turn that goes wrong, from 0.
+        mistake: arguments that are wrong.
+    """
+    right = plan[place]
+    (made,) = right.calls
+    spoilt = len(row.images) + place  # the number of the picture that the mistake makes
+    wrong = PlannedTurn(right.thought, (Call(made.tool, {**made.arguments, **mistake}),), wrong=True)
+    moved = {"image": f"img_{spoilt}"} if "label" in made.arguments else {}
+    thought = f"{CHECKED}, {right.thought}" if right.thought else CHECKED
+    again = PlannedTurn(thought, (Call(made.tool, {**made.arguments, **moved}),))
+    return [*plan[:place], wrong, again, *(_one_later(turn, spoilt) for turn in plan[place + 1 :])]
+
+
+def _one_later(turn: PlannedTurn, first: int) -> PlannedTurn:
+    """The turn where the pictures from number `first` on have the next number."""
+
+    def renamed(one: Call) -> Call:
+        image = one.arguments.get("image", "")
+        number = int(image.removeprefix("img_")) if image else -1
+        return Call(one.tool, {**one.arguments, "image": f"img_{number + 1}"}) if number >= first else one
+
+    return replace(turn, calls=tuple(map(renamed, turn.calls)))
 
 
 def size_of(row: Row, number: int = 0) -> Size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -10,6 +12,7 @@ from mmreason.agent.loop import Listener, Trajectory
 from mmreason.agent.scripted import play_script
 from mmreason.agent.session import Question, Session, Watcher
 from mmreason.agent.trace import SavedEpisode
+from mmreason.prompt_once.generation import TokenListener
 
 #: Calls that succeed, one that fails, and the answer.
 TURNS = (
@@ -25,9 +28,38 @@ AGENT: dict[str, Any] = {"tools": ("zoom", "draw_box"), "format": "deepeyes", "t
 class ScriptedSession(Session):
     """Says `TURNS`."""
 
-    def play(self, prepared: Any, temperature: float, listener: Listener | None) -> Trajectory:
-        return play_script(self.loop, [prepared], [TURNS], listener)[0]
+    def play(
+        self, prepared: Any, temperature: float, listener: Listener, token_listener: TokenListener | None
+    ) -> Trajectory:
+        return play_script(self.loop, [prepared], [TURNS], listener, token_listener)[0]
 
     def ask_about(self, image: Image.Image, watcher: Watcher | None = None, answer: str | None = None) -> SavedEpisode:
         """One question about one picture."""
         return self.ask(Question("What colour?", (image.convert("RGB"),), answer=answer), watcher)
+
+
+class HeldSession(ScriptedSession):
+    """Says `TURNS` token by token, and stops inside the first turn until it is told to go on."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.go_on = threading.Event()
+        first = self.policy.tokenizer(TURNS[0], add_special_tokens=False)["input_ids"]
+        self._held_after = len(first) // 2
+        self.held_text = self.policy.text_of(first[: self._held_after])
+
+    def play(
+        self, prepared: Any, temperature: float, listener: Listener, token_listener: TokenListener | None
+    ) -> Trajectory:
+        assert token_listener is not None
+        told = 0
+
+        def slowly(row: int, tokens: Sequence[int]) -> None:
+            nonlocal told
+            for token in tokens:
+                token_listener(row, [token])
+                told += 1
+                if told == self._held_after:
+                    assert self.go_on.wait(120)
+
+        return super().play(prepared, temperature, listener, slowly)

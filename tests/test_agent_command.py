@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import subprocess
@@ -14,7 +15,8 @@ from agent_sessions import TURNS, ScriptedSession
 from PIL import Image
 from rich.console import Console
 
-from mmreason.agent.command import Screen, printable
+from mmreason.agent import command
+from mmreason.agent.command import Screen, agent_config, printable
 from mmreason.agent.preview import block_text
 from mmreason.agent.trace import read_trace, write_trace
 from mmreason.agent.words import agent
@@ -112,6 +114,52 @@ def test_a_replay_that_differs_ends_with_1(
     told = capsys.readouterr().out
     assert "event 2" in told
     assert "pillow 1.0 →" in told
+
+
+def test_pictures_of_one_question_are_numbered_as_they_are_given(
+    photo: Path, random_model: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    second = photo.with_name("second.png")
+    Image.new("RGB", (60, 84), (200, 30, 30)).save(second)
+    words = ["--image", photo.name, "--image", second.name, "Which is red?", "--model", random_model("qwen2_5_vl")]
+    words += ["--tools", "crop", "max_new_tokens=20", "agent.workers=0", "model.max_pixels=12544", "--out", "two"]
+    assert agent(words) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out, "whole turns alone where output is no terminal"
+    saved = read_trace("two")
+    assert saved.trace.num_given == 2
+    assert [saved.picture(name).size for name in ("img_0", "img_1")] == [(120, 90), (60, 84)]
+    (asked,) = saved.trace.question.messages
+    assert [part.type for part in asked.content] == ["image", "image", "text"]  # type: ignore[union-attr]
+
+
+def given(**words: object) -> argparse.Namespace:
+    """Words of the command line that say nothing but these."""
+    usual = {"model": None, "tools": None, "format": None, "file": [], "hidden": [], "seed": 0, "options": []}
+    return argparse.Namespace(**{**usual, **words})
+
+
+@pytest.mark.parametrize(("there", "model"), [(("tiny", "tiny_tools"), "tiny_tools"), (("tiny",), "tiny")])
+def test_the_default_model_is_the_one_for_tools_where_it_is_there(
+    there: tuple[str, ...], model: str, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "EMBEDDED", dict.fromkeys(there, "a folder"))
+    config = agent_config(given())
+    assert (config.model.name, config.agent.format, config.agent.tell) == (model, "deepeyes", False)
+    # Frames are called up in the same form; pages are searched in another one, if the model knows it.
+    frames = [photo, photo]
+    assert agent_config(given(hidden=frames)).agent.format == "deepeyes"
+    photo.with_suffix(".txt").write_text("price list")
+    paged = agent_config(given(hidden=frames)).agent
+    assert paged.format == ("vrag" if model == "tiny_tools" else "deepeyes")
+    assert "search" in paged.tools
+    assert ("select_frames" in paged.tools) == (model == "tiny")
+    # What is asked for goes first; and other models are told.
+    assert agent_config(given(format="vilasr", hidden=frames)).agent.format == "vilasr"
+    assert agent_config(given(options=["agent.tell=true"])).agent.tell
+    other = agent_config(given(model="some/model"))
+    assert (other.agent.format, other.agent.tell) == ("native", True)
+    assert other.rollout.max_new_tokens > config.rollout.max_new_tokens
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from agent_sessions import HeldSession
 from headless_browser import ask, headless, started_browser, until
 from PIL import Image, ImageChops, ImageDraw
 
@@ -94,9 +95,9 @@ def shown_picture(browser: Any, name: str) -> Image.Image | None:
     return None if data is None else Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")
 
 
-def upload(browser: Any, name: str, path: Path) -> None:
-    until(lambda: find(browser, f"#{name} input[type=file]"), 20).send_keys(str(path))
-    until(lambda: find(browser, f"#{name} img"), 20)
+def upload(browser: Any, name: str, *paths: Path) -> None:
+    until(lambda: find(browser, f"#{name} input[type=file]"), 20).send_keys("\n".join(map(str, paths)))
+    until(lambda: len(browser.find_elements("css selector", f"#{name} img")) >= len(paths), 20)
 
 
 def differs(one: Image.Image, other: Image.Image) -> bool:
@@ -148,6 +149,49 @@ def test_upload_run_step_through_and_save(page: Any, photo: Path, traces: Path) 
     assert Path(folder).parent == traces
     # Nothing that anybody wrote became markup.
     assert ask(page, 'document.querySelectorAll("img[src=x]").length') == 0
+
+
+def test_several_pictures_go_into_one_episode_in_order(page: Any, photo: Path, traces: Path, tmp_path: Path) -> None:
+    second = tmp_path / "a name that comes first.png"
+    Image.new("RGB", (90, 100), (20, 120, 60)).save(second)
+    upload(page, "ask-image", photo, second)
+    write(page, "ask-question", "Which is red?")
+    page.find_element("css selector", "#ask-run").click()
+    until(lambda: value(page, "ask-result") == "red", 60)
+    page.find_element("css selector", "#ask-save").click()
+    saved = read_trace(until(lambda: value(page, "ask-saved"), 20))
+    assert saved.trace.num_given == 2
+    for name, path in (("img_0", photo), ("img_1", second)):
+        assert not differs(saved.picture(name), Image.open(path).convert("RGB"))
+    # The drawing of the script is on the second one.
+    drawn = saved.trace.pictures[-1]
+    assert (drawn.root, drawn.made_by) == ("img_1", "draw_box")
+
+
+def test_a_turn_stands_on_the_page_while_it_is_written(
+    browser: Any, scripted_session: Any, photo: Path, tmp_path: Path
+) -> None:
+    from mmreason.agent.web import build_page, launch
+
+    session = HeldSession(scripted_session.config)
+    page = build_page(session, tmp_path)
+    try:
+        browser.get(launch(page))
+        until(lambda: find(browser, "#ask-run"), 30)
+        upload(browser, "ask-image", photo)
+        write(browser, "ask-question", "What colour?")
+        browser.find_element("css selector", "#ask-run").click()
+        until(lambda: value(browser, "ask-said") == session.held_text, 60)
+        assert value(browser, "ask-where") == "turn 1, being written"
+        written = find(browser, "#ask-steps .writing")
+        assert session.held_text.split()[0] in written.text
+        assert ask(browser, 'document.querySelectorAll("#ask-steps .mm-steps > div").length') == 1
+        session.go_on.set()
+        until(lambda: value(browser, "ask-result") == "red", 60)
+        assert not browser.find_elements("css selector", "#ask-steps .writing")
+    finally:
+        session.go_on.set()
+        page.close()
 
 
 def test_a_tool_called_by_hand_changes_the_picture(page: Any, photo: Path) -> None:

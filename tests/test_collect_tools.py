@@ -16,7 +16,7 @@ from tool_calls import halved, numbered, store_of
 from mmreason.agent.calls import Call
 from mmreason.agent.images import ImageStore
 from mmreason.agent.loop import AgentLoop, Trajectory
-from mmreason.agent.scripted import plan_texts, play_script
+from mmreason.agent.scripted import plan_texts, planned_turns, play_script, turn_text
 from mmreason.agent.toolbox import Job, Toolbox, seen_by
 from mmreason.config.compose import compose, plain_dict
 from mmreason.config.schema import CollectConfig, DataConfig, RunConfig
@@ -93,16 +93,21 @@ def test_the_filter_drops_what_was_not_revised() -> None:
 
 @pytest.fixture
 def oracle(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Stands in for a model that has learned the task: the first sample of a row is the oracle's, the second looks twice."""
+    """Stands in for a model that has learned the task: the first sample of a row is the oracle's, the second looks twice or mends."""
 
-    def of(task_name: str) -> None:
+    def of(task_name: str, *, mends: bool = False) -> None:
         def play(self: AgentLoop, prepared: Sequence[Prepared], **sampling: Any) -> list[Trajectory]:
             from mmreason.config.schema import TaskConfig
 
             task = build_task(TaskConfig(name=task_name), 0)
             plans = [plan_texts(self, task, item) for item in prepared]
-            more = self.wire.write_calls("look again", [look([0, 0, 40, 40])])
-            return play_script(self, prepared, [plan if n % 2 == 0 else [more, *plan] for n, plan in enumerate(plans)])
+            if mends:
+                mended = [planned_turns(self, task, item, mended=True) for item in prepared]
+                second = [[turn_text(self, turn) for turn in turns] for turns in mended]
+            else:
+                more = self.wire.write_calls("look again", [look([0, 0, 40, 40])])
+                second = [[more, *plan] for plan in plans]
+            return play_script(self, prepared, [(plans, second)[n % 2][n] for n in range(len(plans))])
 
         monkeypatch.setattr(AgentLoop, "play", play)
 
@@ -186,6 +191,34 @@ def test_only_episodes_that_look_again_are_kept(
     assert len(rows) == summary["kept"] == 3
     assert summary["dropped"] == {"not_revised": 3}
     assert all("look again" in row["turns"][0] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("task", "tools", "wire"),
+    [
+        ("maze", ("draw_line",), "vilasr"),
+        ("maze", ("draw_line",), "deepeyes"),
+        ("fine_print", ("zoom", "crop"), "deepeyes"),
+        ("chart", ("horizontal_line", "vertical_line"), "deepeyes"),
+    ],
+)
+def test_mended_episodes_of_the_oracle_are_kept_as_revised(
+    oracle: Callable[..., None],
+    collecting: Callable[..., RunConfig],
+    tmp_path: Path,
+    task: str,
+    tools: tuple[str, ...],
+    wire: str,
+) -> None:
+    oracle(task, mends=True)
+    config = collecting(task, tools, {"revised_only": True}, format=wire)
+    summary = run_collect(config, plain_dict(config))
+    rows = lines(tmp_path / "collected" / "rows.jsonl")
+    assert summary["correct"] == "exact > 0.5"
+    assert summary["pass_rate"] == 1.0
+    assert summary["dropped"] == {"not_revised": 3}
+    assert len(rows) == 3
+    assert all("check again: wrong" in "".join(row["turns"]) for row in rows)
 
 
 def test_turns_that_cannot_be_played_are_refused(

@@ -46,6 +46,8 @@ def made(family: str, template: str) -> SimpleNamespace:
     """A policy with nothing but a tiny processor: `template` is `agent`, `tiny` or the text of one."""
     policy = SimpleNamespace(processor=build_processor(family))
     if template == "agent":
+        if family != "qwen3_vl":
+            policy.processor.chat_template = qwen2_5_vl_chat_template
         assert set_agent_template(policy, family)
     elif template != "tiny":
         policy.processor.chat_template = template

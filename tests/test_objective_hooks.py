@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from test_prompt_once_trainer import FORCE, OFF, Rows, disturb, metrics_of, shared_trainer
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from benchmarks.step import Meter
 from mmreason.errors import ConfigError, PluginError
@@ -63,6 +64,56 @@ def test_masked_view_keeps_text_and_grid_and_changes_pixels(make_config: Callabl
         for one, other in zip(prompt.pictures, view.pictures, strict=True):
             assert seen.pictures[one].grid == masked.pictures[other].grid
             assert not torch.equal(seen.pictures[one].patches, masked.pictures[other].patches)
+
+
+@pytest.mark.parametrize("policy", [FORCE, OFF], ids=["shared", "stock"])
+@pytest.mark.parametrize("gradient", [False, True], ids=["once", "again"])
+def test_without_a_picture_nothing_is_masked(
+    policy: dict[str, str], gradient: bool, make_config: Callable[..., Any]
+) -> None:
+    """No second pass is made, and the term is exactly 0 with its gradient, whatever the estimator."""
+    terms = {"perception_kl": {"coefficient": 5.0, "kind": "plain"}}
+    with_term, without = (
+        shared_trainer(
+            make_config(name=name, policy=policy, rollout={"prompts_per_step": 2}, objective=objective), rows=Rows(0)
+        )
+        for name, objective in (("with", {"mask": {"gradient": gradient}, "terms": terms}), ("without", {}))
+    )
+    passes = Counter[str]()
+    with_term._masked_pass = lambda *_: passes.update(["masked"])  # type: ignore[assignment, method-assign]
+    batches = [generation_batch(trainer) for trainer in (with_term, without)]
+    assert with_term._masked_store is None
+    assert torch.equal(batches[0]["completion_ids"], batches[1]["completion_ids"])
+    gradients = []
+    for trainer, batch in zip((with_term, without), batches, strict=True):
+        batch["advantages"] = torch.linspace(-1, 1, len(batch["advantages"]))
+        gradients.append(gradient_of(trainer, trainer._compute_loss(trainer.model, batch)))
+    assert not passes
+    assert torch.equal(gradients[0], gradients[1])
+    assert float(gradients[1].norm()) > 1e-3
+    assert float(with_term._term_sums["perception_kl/kl"]) == 0.0
+    assert float(with_term._term_sums["perception_kl/loss"]) == 0.0
+
+
+def test_steps_with_and_without_pictures_follow_each_other(make_config: Callable[..., Any]) -> None:
+    """The masked pass, by its tokens: none, some, none."""
+    sections = {"objective": {"terms": PAPO}, "policy": FORCE, "rollout": {"prompts_per_step": 1}}
+    trainer = shared_trainer(make_config(name="run", trainer={"steps": 3}, **sections), rows=Rows(0, 1, 0))
+    meter, passed = Meter(trainer.clock), []
+    meter.watch(trainer.model)
+    trainer.add_callback(_EachStep(lambda: passed.append(meter.tokens["reference"])))
+    trainer.fit()
+    assert passed[0] == 0 < passed[1] == passed[2]
+    told = [line["objective/perception_kl/kl"] for line in metrics_of(trainer)]
+    assert told[0] == told[2] == 0.0
+
+
+class _EachStep(TrainerCallback):
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.tell = tell
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.tell()
 
 
 def test_one_mask_a_prompt_and_another_at_another_step(make_config: Callable[..., Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from mmreason.config.compose import compose
 from mmreason.config.schema import ModelConfig, RunConfig, SftPhase
 from mmreason.data.base import TASKS
+from mmreason.data.tool_tasks import CHECKED
 from mmreason.errors import ConfigError, DataError
 from mmreason.policy.policy import Policy
 from mmreason.policy.tiny import build_model, build_processor
@@ -17,6 +19,7 @@ from mmreason.prompt_once.prompts import IMAGE_PAD
 from mmreason.train.demonstrations import IGNORE, Collator, MixtureDataset, scripted_agents
 
 TASKS_WITH_TOOLS = [name for name, task in TASKS if task.tools]
+MENDING = [name for name, task in TASKS if task.mends]
 ALL_TOOLS = tuple(sorted({tool for name in TASKS_WITH_TOOLS for tool in TASKS.get(name).tools}))
 AGENT: dict[str, Any] = {
     "tools": ALL_TOOLS,
@@ -97,6 +100,44 @@ def test_a_key_may_name_the_format(policy: Policy) -> None:
         mixture(policy, "grounding/tools")
     with pytest.raises(DataError, match="cannot call zoom"):
         mixture(policy, "fine_print/tools-vilasr")
+
+
+@pytest.mark.parametrize("name", MENDING)
+def test_mistakes_are_seen_and_mended_but_not_learned(policy: Policy, name: str) -> None:
+    """What is learned of a mended episode is the plain one, and the words before the second try."""
+
+    def learned(item: Any) -> str:
+        text = policy.tokenizer.decode([token for token, own in zip(item.ids, item.owner, strict=True) if own])
+        return re.sub(r"img_\d+", "img", re.sub(f"{CHECKED}(?:, )?", "", text))
+
+    mended, plain = mixture(policy, f"{name}/mended/0"), mixture(policy, f"{name}/tools/0")
+    tokenizer = policy.tokenizer
+    for place in range(4):
+        # The order in which they are drawn differs; the row of an index does not.
+        one, other = (data._demonstration(next(iter(data.sources.values())), place) for data in (mended, plain))
+        assert learned(one) == learned(other)
+        assert len(one.images) == len(other.images) + 1
+        seen, plainly = tokenizer.decode(one.ids), tokenizer.decode(other.ids)
+        assert seen.count(CHECKED) == 1
+        assert CHECKED not in plainly
+        # The mistake is there, to be looked at.
+        assert seen.count("<tool_call>") == plainly.count("<tool_call>") + 1
+        assert sum(one.owner) > sum(other.owner)
+    labels = Collator(policy)([one, other])["labels"]
+    assert [int((row != IGNORE).sum()) for row in labels] == [sum(one.owner), sum(other.owner)]
+
+
+def test_a_mended_way_moves_the_line_of_its_label(policy: Policy) -> None:
+    """In ViLaSR's form: the same label twice, and the second time on the picture with the wrong line."""
+    data = mixture(policy, "maze/mended-vilasr/1")
+    for place in range(4):
+        text = policy.tokenizer.decode(data[place].ids)
+        lines = re.findall(r'"index": (\d+).*?"label": "(\d+)"', text)
+        labels = [label for _, label in lines]
+        assert [int(index) for index, _ in lines] == list(range(1, len(lines) + 1))
+        assert len(labels) == len(set(labels)) + 1
+        assert labels == sorted(labels)
+        assert f"<think>{CHECKED}</think>\nAction: Path Tracer" in text
 
 
 def test_an_episode_that_does_not_fit_its_budgets_is_refused(policy: Policy) -> None:

@@ -22,6 +22,8 @@ from mmreason.scoring import RewardRunner
 from mmreason.text import extract_answer
 
 TASK_NAMES = ("chart", "fine_print", "maze", "pages", "spatial", "tracking")
+#: Those whose oracles can err and mend it.
+MENDING = ("chart", "fine_print", "maze", "spatial")
 #: Pixel budget of the embedded model (`conf/model/tiny.yaml`).
 MIN_PIXELS, MAX_PIXELS = 3136, 50176
 
@@ -57,13 +59,18 @@ class Played:
 
 
 def play(
-    task: Task[TaskOptions], row: Row, family: Family, change: Callable[[PlannedTurn], PlannedTurn] = lambda turn: turn
+    task: Task[TaskOptions],
+    row: Row,
+    family: Family,
+    change: Callable[[PlannedTurn], PlannedTurn] = lambda turn: turn,
+    *,
+    mended: bool = False,
 ) -> Played:
-    """Carry out a row's plan, each turn changed by `change`; asserts that every call succeeds with legal numbers."""
+    """Carry out a row's plan, or that with a mistake, each turn changed by `change`; asserts that every call succeeds with legal numbers."""
     frame, seen = family.box_frame, geometry_of(family)
     toolbox = Toolbox(task.tools, frame)
     store = ImageStore([image for image in row.images if isinstance(image, Image.Image)], task.hidden(row))
-    plan = tuple(map(change, task.plan(row, seen, frame)))
+    plan = tuple(map(change, (task.mended_plan if mended else task.plan)(row, seen, frame)))
     outcomes: list[RawOutcome] = []
     turns: list[Turn] = []
     for planned in plan:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from mmreason.agent.tools import TOOLS, load_tool_files
 from mmreason.config.explain import suggest_word
 from mmreason.config.schema import RunConfig
-from mmreason.data.base import TASKS
-from mmreason.data.mixtures import TOOLS_STYLE, parse_mixture_key
+from mmreason.data.base import TASKS, TOOLS_STYLE
+from mmreason.data.mixtures import parse_mixture_key
 from mmreason.objectives.settings import MASKED_NEEDS, active_terms
 
 

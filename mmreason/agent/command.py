@@ -10,16 +10,19 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import ConfigError, DataError
 from mmreason.images import ImageLoader
+from mmreason.policy.families import EMBEDDED
 
 if TYPE_CHECKING:
     from mmreason.agent.session import Question, Step
@@ -32,9 +35,25 @@ DEFAULT_TOOLS = (
     "compare",
 )  # fmt: skip
 FINDING_TOOLS = ("search", "select_frames")
-#: What the embedded model was taught, so that it need not be told.
-_EMBEDDED = {"tiny": ("agent.format=deepeyes", "agent.tell=false", "rollout.max_new_tokens=1200")}
-_OTHERS = ("rollout.max_new_tokens=4096",)
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What a model was taught of tools, so that it need not be told.
+
+    Attributes:
+        format: in which it writes calls.
+        pages_format: where there are pages to search.
+    """
+
+    format: str
+    pages_format: str
+
+
+#: Embedded models; the first one that is there is asked unless --model says otherwise.
+_TAUGHT = {"tiny_tools": _Taught("deepeyes", "vrag"), "tiny": _Taught("deepeyes", "deepeyes")}
+#: Tokens of an episode: of those, and of others.
+_TAUGHT_TOKENS, _OTHER_TOKENS = 1200, 4096
 #: Parts that are shown where the answer is known: right, and every turn written as it should be.
 _REWARD = ("reward=scene_qa", "reward.format=null", "reward.turn_format.weight=0.2")
 #: Options of an episode that stand in another section.
@@ -47,7 +66,7 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     """The configuration that the words ask for, checked.
 
     Args:
-        given: `model`, `tools`, `format`, `file`, `hidden`, `seed`, `options` (`KEY=VALUE`).
+        given: `model` (None = the default), `tools`, `format`, `file`, `hidden`, `seed`, `options` (`KEY=VALUE`).
 
     Raises:
         ConfigError: with every problem found.
@@ -56,7 +75,8 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     from mmreason.config.compose import compose
     from mmreason.config.overrides import quote
 
-    words = [*_REWARD, f"model={given.model}", *_EMBEDDED.get(given.model, _OTHERS), f"seed={given.seed}"]
+    model = given.model or default_model()
+    words = [*_REWARD, f"model={model}", *_of_model(model, _pages(given.hidden)), f"seed={given.seed}"]
     words += [f"agent.format={given.format}"] if given.format else []
     tools = given.tools.split(",") if given.tools else None
     if tools is None:
@@ -72,6 +92,25 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     if not config.agent.enabled:
         raise ConfigError("--tools names no tool; `mmreason tool list` shows them. Without tools: mmreason eval")
     return config
+
+
+def default_model() -> str:
+    """The embedded model that knows most of tools."""
+    return next(name for name in _TAUGHT if name in EMBEDDED)
+
+
+def _of_model(model: str, pages: Sequence[Path]) -> tuple[str, ...]:
+    """The options that suit a model."""
+    taught = _TAUGHT.get(model)
+    if taught is None:
+        return (f"rollout.max_new_tokens={_OTHER_TOKENS}",)
+    wire = taught.pages_format if pages else taught.format
+    return (f"agent.format={wire}", "agent.tell=false", f"rollout.max_new_tokens={_TAUGHT_TOKENS}")
+
+
+def _pages(hidden: Sequence[Path]) -> list[Path]:
+    """The texts of those hidden pictures that are pages; frames have none."""
+    return [text for text in (path.with_suffix(".txt") for path in hidden) if text.is_file()]
 
 
 def _option(word: str) -> str:
@@ -108,8 +147,11 @@ def run_agent(given: argparse.Namespace) -> int:
 
     session = Session(config)
     console = Console()
-    screen = Screen(console, out)
-    saved = session.ask(question, screen.show, temperature=given.temperature, seed=given.seed)
+    with Screen(console, out) as screen:
+        # Text that comes in pieces is of use where it can be erased when its turn has been read.
+        erasable = console.is_terminal and not console.is_dumb_terminal
+        reader = screen.write if erasable else None
+        saved = session.ask(question, screen.show, reader=reader, temperature=given.temperature, seed=given.seed)
     write_trace(saved, out)
     screen.finish(saved)
     return 0
@@ -127,8 +169,7 @@ def read_question(text: str, images: Sequence[Path], hidden: Sequence[Path], ans
     if len(set(names)) < len(names):
         raise ConfigError("--hidden: two files have the same name; a page is known by the name of its file")
     try:
-        texts = {path.stem: path.with_suffix(".txt") for path in hidden}
-        pages = {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file()}
+        pages = {path.stem: path.read_text(encoding="utf-8") for path in _pages(hidden)}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--hidden: the text of a page cannot be read: {error}") from None
     shown = {path.stem: open_picture(path) for path in hidden}
@@ -153,7 +194,9 @@ def _free_place(out: Path | None, images: Sequence[Path]) -> Path:
 
 
 class Screen:
-    """Shows steps as they happen.
+    """Shows steps as they happen, and turns as they are written.
+
+    Leave it (`with`) to give the terminal back as it was.
 
     Args:
         console: where; pictures are drawn in it only if it is a terminal.
@@ -163,6 +206,38 @@ class Screen:
     def __init__(self, console: Console, folder: Path) -> None:
         self.console, self.folder = console, folder
         self._turn = -1
+        self._written = ""
+        self._live: Live | None = None
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def write(self, turn: int, piece: str) -> None:
+        """A piece of a turn (counted from 0); its text stands there until the turn's first step."""
+        self._begin(turn)
+        if self._live is None:
+            self._written = ""
+            self._live = Live(console=self.console, transient=True, auto_refresh=False)
+            self._live.start()
+        # What has left the screen is not needed again.
+        room = max(1, self.console.height - _KEPT_LINES)
+        self._written = (self._written + printable(piece))[-room * self.console.width :]
+        lines = Text(self._written, style="dim").wrap(self.console, self.console.width)
+        self._live.update(Text("\n").join(lines[-room:]), refresh=True)
+
+    def _erase(self) -> None:
+        """Take away the text of a turn that is being written."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _begin(self, turn: int) -> None:
+        if turn != self._turn:
+            self._turn = turn
+            self._say(f"turn {turn + 1}", "bold")
 
     def show(self, step: Step) -> None:
         """One step."""
@@ -170,10 +245,10 @@ class Screen:
         from mmreason.agent.rendering import render
         from mmreason.run_records import pixel_digest
 
+        self._erase()
         event = step.event
-        if event.turn != self._turn and event.kind != "stop":
-            self._turn = event.turn
-            self._say(f"turn {event.turn + 1}", "bold")
+        if event.kind != "stop":
+            self._begin(event.turn)
         if event.kind == "call" and event.call is not None:
             arguments = json.dumps(dict(event.call.arguments), ensure_ascii=False, default=str)
             self._say(f"  call         {event.call.tool} {arguments}", "cyan")
@@ -207,6 +282,8 @@ class Screen:
         self.console.print(Text(printable(text), style=style), soft_wrap=True, highlight=False)
 
 
+#: Lines of the terminal that stay free while a turn is written.
+_KEPT_LINES = 3
 _LABELS = {
     "think": ("thinks", ""),
     "call_error": ("error", "red"),

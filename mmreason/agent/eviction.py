@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from mmreason.prompt_once.prompts import Digest, PromptStore
 
 if TYPE_CHECKING:
-    from mmreason.prompt_once.generation import Generation, Sampling
+    from mmreason.prompt_once.generation import Generation, Sampling, TokenListener
 
 
 @dataclass
@@ -47,13 +47,16 @@ class Evicting:
         self.contexts: list[list[int]] = [[] for _ in prompts]
         self._exchanges: list[list[_Exchange]] = [[] for _ in prompts]
 
-    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
+    def sample(
+        self, sampling: Sampling, rows: Sequence[int] | None = None, listener: TokenListener | None = None
+    ) -> list[list[int]]:
         """The next turn of these rows, each after its own context."""
         wanted = list(range(len(self.prompts)) if rows is None else rows)
         if not wanted:
             return []
         contexts = [self._context(row) for row in wanted]
-        turns = self.begin(contexts).sample(sampling)
+        told = None if listener is None else (lambda place, tokens: listener(wanted[place], tokens))
+        turns = self.begin(contexts).sample(sampling, listener=told)
         for row, context, ids in zip(wanted, contexts, turns, strict=True):
             self.contexts[row].append(context)
             self._exchanges[row].append(_Exchange(list(ids)))

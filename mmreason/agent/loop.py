@@ -24,12 +24,12 @@ from mmreason.agent.eviction import Evicting
 from mmreason.agent.formats import get_format
 from mmreason.agent.images import ImageStore, Picture
 from mmreason.agent.rendering import render
-from mmreason.agent.templates import observation_ids
+from mmreason.agent.templates import HasProcessor, agent_chat, observation_ids, set_agent_template, system_with_tools
 from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import DataError, ModelError
 from mmreason.policy.policy import open_image
-from mmreason.prompt_once.generation import Generation, Sampling
+from mmreason.prompt_once.generation import Generation, Sampling, TokenListener
 from mmreason.prompt_once.packing import Segment
 from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, PromptStore
 from mmreason.records import ImageGeometry, Row
@@ -51,8 +51,10 @@ _FORGETTING = (
 class Writer(Protocol):
     """What writes the turns: `mmreason.prompt_once.generation.Generation`, or a script."""
 
-    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
-        """One turn of each of these rows."""
+    def sample(
+        self, sampling: Sampling, rows: Sequence[int] | None = None, listener: TokenListener | None = None
+    ) -> list[list[int]]:
+        """One turn of each of these rows; the listener is told tokens as they come."""
         ...
 
     def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
@@ -194,6 +196,9 @@ class AgentLoop:
         self.policy, self.config, self.max_tokens, self.loader = policy, config, max_tokens, loader
         self.wire: WireFormat = get_format(config.format, config.strict)
         self.toolbox = Toolbox.from_config(config, policy.family.box_frame)
+        native = config.format == "native"
+        #: Writes what stands between turns, and the list of tools where the family has a form for it.
+        self.chat: HasProcessor = agent_chat(policy, policy.family.model_type) if native else policy
         self.clock = LoopClock()
 
     # ------------------------------------------------------------------ prompts
@@ -202,13 +207,16 @@ class AgentLoop:
         """The prompt with what the model is told about its tools, as a system message."""
         if not self.config.tell:
             return prepared
-        told = self.wire.instructions(self.toolbox.specs, self.policy.family.coordinates)
+        native = self.config.format == "native"
+        told = self.wire.instructions(() if native else self.toolbox.specs, self.policy.family.coordinates)
         if self.config.keep_turns is not None:
             told = f"{told}\n{_FORGETTING}"
         messages = list(prepared.messages)
         if messages and messages[0]["role"] == "system":
             first = messages.pop(0)
             told = f"{_text_of(first)}\n\n{told}"
+        if native:
+            told = system_with_tools(self.chat, told, self.toolbox.schemas())
         return replace(prepared, messages=[{"role": "system", "content": told}, *messages])
 
     def prepare_all(self, prepared: Sequence[Prepared]) -> list[Prepared]:
@@ -239,6 +247,7 @@ class AgentLoop:
         top_k: int = 0,
         top_p: float = 1.0,
         listener: Listener | None = None,
+        token_listener: TokenListener | None = None,
     ) -> list[Trajectory]:
         """Episodes of prompts that need not have been told of the tools; `temperature=0` is greedy.
 
@@ -246,6 +255,7 @@ class AgentLoop:
             prepared: the prompts; one that is there several times is read once.
             temperature, top_k, top_p: of sampling.
             listener: told what happens.
+            token_listener: told what the model writes, as it writes.
         """
         policy = self.policy
         sharing = shared_or_refused(policy)
@@ -261,7 +271,8 @@ class AgentLoop:
             def begin(prompts: Sequence[int], *, multi_turn: bool = False) -> Generation:
                 return sharing.generation(policy.model, store, prompts, multi_turn=multi_turn)
 
-            return self.run(self.writer(begin, store, added), store, added, ready, sampling, listener)
+            writer = self.writer(begin, store, added)
+            return self.run(writer, store, added, ready, sampling, listener, token_listener)
         finally:
             policy.model.train(was_training)
 
@@ -285,6 +296,7 @@ class AgentLoop:
         prepared: Sequence[Prepared],
         sampling: Sampling,
         listener: Listener | None = None,
+        token_listener: TokenListener | None = None,
     ) -> list[Trajectory]:
         """Let N episodes run to their ends.
 
@@ -295,6 +307,7 @@ class AgentLoop:
             prepared: the prompts.
             sampling: how turns are sampled; its limit of tokens holds for no turn (`agent.max_turn_tokens` does).
             listener: told what happens.
+            token_listener: told what the model writes, as it writes.
         """
         # Opened once a prompt, however many episodes it has: no episode changes them.
         distinct = {id(item): item for item in prepared}
@@ -302,7 +315,7 @@ class AgentLoop:
         rows = [self._begin(index, item, pictures[id(item)], listener) for index, item in enumerate(prepared)]
         writing = list(range(len(rows)))
         while writing:
-            texts = self._write(generation, rows, writing, sampling)
+            texts = self._write(generation, rows, writing, sampling, token_listener)
             jobs: list[Job] = []
             waiting: list[tuple[int, int]] = []
             for index, (text, complete) in zip(writing, texts, strict=True):
@@ -350,12 +363,18 @@ class AgentLoop:
         return round(width), round(height)
 
     def _write(
-        self, generation: Writer, rows: Sequence[_Running], writing: Sequence[int], sampling: Sampling
+        self,
+        generation: Writer,
+        rows: Sequence[_Running],
+        writing: Sequence[int],
+        sampling: Sampling,
+        token_listener: TokenListener | None,
     ) -> list[tuple[str, bool]]:
         """One turn of each of these rows: its text, and whether it ended by itself."""
         room = [self._turn_room(rows[index]) for index in writing]
         started = time.monotonic()
-        turns = generation.sample(replace(sampling, max_new_tokens=max(room)), writing)
+        told = None if token_listener is None else _within(dict(zip(writing, room, strict=True)), token_listener)
+        turns = generation.sample(replace(sampling, max_new_tokens=max(room)), writing, told)
         self.clock.generate_s += time.monotonic() - started
         self.clock.turns += len(turns)
         stops = set(sampling.stops)
@@ -418,7 +437,7 @@ class AgentLoop:
         pairs = [self.policy.prepare_image(render(one), self.config.picture_max_pixels) for one in pictures]
         digests = store.add_pictures([image for image, _ in pairs])
         geometry = {one.id: seen for one, (_, seen) in zip(pictures, pairs, strict=True)}
-        ids = observation_ids(self.policy, reply.messages)
+        ids = observation_ids(self.chat, reply.messages)
         pad = self.policy.tokenizer.convert_tokens_to_ids(IMAGE_PAD)
         if ids.count(pad) != len(pairs):
             raise ModelError(
@@ -443,13 +462,29 @@ def shared_or_refused(policy: Policy) -> Sharing:
 def build_agent(config: RunConfig, policy: Policy, loader: ImageLoader | None = None) -> AgentLoop | None:
     """The loop of a run whose model may call tools; None for one without.
 
+    A model that learns native calls keeps a chat template that writes them, so that it can be served with it.
+
     Raises:
         ModelError: the model's prompts are not shared. The others of `AgentLoop`.
     """
     if not config.agent.enabled:
         return None
     shared_or_refused(policy)
+    if config.agent.format == "native":
+        set_agent_template(policy, policy.family.model_type)
     return AgentLoop(policy, config.agent, config.rollout.max_new_tokens, loader)
+
+
+def _within(room: dict[int, int], listener: TokenListener) -> TokenListener:
+    """Tells of each row no more tokens than it has room for: what is sampled beyond is not kept."""
+
+    def told(row: int, tokens: Sequence[int]) -> None:
+        kept = tokens[: room[row]]
+        room[row] -= len(kept)
+        if kept:
+            listener(row, kept)
+
+    return told
 
 
 def _text_of(message: dict[str, Any]) -> str:

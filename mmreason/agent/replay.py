@@ -19,6 +19,7 @@ from mmreason.agent.trace import SavedEpisode, SavedEvent, SavedPicture, Trace, 
 from mmreason.config.agent_section import AgentConfig
 from mmreason.config.schema import ModelConfig
 from mmreason.errors import ConfigError
+from mmreason.policy.families import EMBEDDED
 
 #: Of a text that is quoted, and of differences that are listed.
 _QUOTED_CHARS, MAX_DIFFERENCES = 160, 100
@@ -46,13 +47,13 @@ def replay_settings(trace: Trace, model: str | None, files: Sequence[str]) -> tu
 
     Args:
         trace: what was saved.
-        model: which model to load; None = the embedded one, if the trace was made with it.
+        model: which model to load; None = an embedded one, if the trace was made with it.
         files: Python files with tools.
 
     Raises:
         ConfigError: the trace was made with another model, or with tools of somebody's own.
     """
-    if model is None and trace.model.name != "tiny":
+    if model is None and trace.model.name not in EMBEDDED:
         raise ConfigError(
             f"this trace was made with the model '{trace.model.name}'. A trace may come from anywhere, so nothing is loaded because it "
             "says so: give the model yourself, --model NAME_OR_FOLDER (its tokenizer and processor are what matters)"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from mmreason.agent.loop import AgentLoop, Listener, Trajectory
 from mmreason.data.base import PlannedTurn, Task, TaskOptions
 from mmreason.errors import DataError
-from mmreason.prompt_once.generation import Sampling
+from mmreason.prompt_once.generation import Sampling, TokenListener
 from mmreason.prompt_once.prompts import Digest, PromptStore
 
 if TYPE_CHECKING:
@@ -37,8 +37,10 @@ class ScriptedTurns:
     scripts: Sequence[Sequence[ScriptedTurn]]
     said: dict[int, int] = field(default_factory=dict)
 
-    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
-        """The next turn of these rows; after its last, a row only ends its turn."""
+    def sample(
+        self, sampling: Sampling, rows: Sequence[int] | None = None, listener: TokenListener | None = None
+    ) -> list[list[int]]:
+        """The next turn of these rows; after its last, a row only ends its turn. The listener is told whole turns."""
         tokenizer = self.policy.tokenizer
         found = []
         for row in range(len(self.scripts)) if rows is None else rows:
@@ -48,6 +50,8 @@ class ScriptedTurns:
             if isinstance(turn, str):
                 turn = [*tokenizer(turn, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
             found.append(list(turn[: sampling.max_new_tokens]))
+            if listener is not None:
+                listener(row, found[-1])
         return found
 
     def extend(self, row: int, ids: Sequence[int], pictures: Sequence[Digest] = ()) -> None:
@@ -59,6 +63,7 @@ def play_script(
     prepared: Sequence[Prepared],
     scripts: Sequence[Sequence[ScriptedTurn]],
     listener: Listener | None = None,
+    token_listener: TokenListener | None = None,
 ) -> list[Trajectory]:
     """Episodes in which the model's turns are those of the scripts.
 
@@ -67,12 +72,32 @@ def play_script(
         prepared: the prompts, not yet told of the tools.
         scripts: the turns of each, as texts or as tokens.
         listener: told what happens.
+        token_listener: told the turns.
     """
     policy = loop.policy
     ready = loop.prepare_all(prepared)
     store = PromptStore(policy)
     sampling = Sampling(loop.max_tokens, stops=tuple(policy.stop_token_ids))
-    return loop.run(ScriptedTurns(policy, scripts), store, [0] * len(ready), ready, sampling, listener)
+    turns = ScriptedTurns(policy, scripts)
+    return loop.run(turns, store, [0] * len(ready), ready, sampling, listener, token_listener)
+
+
+def planned_turns(
+    loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared, *, mended: bool = False
+) -> list[PlannedTurn]:
+    """The turns of the task's oracle, for the pictures as the loop's model sees them.
+
+    Args:
+        loop: with the tools.
+        task: has the oracle.
+        prepared: the prompt.
+        mended: with a mistake that is mended.
+
+    Raises:
+        ConfigError: the task has no oracle, or one that makes no mistakes.
+    """
+    plan = task.mended_plan if mended else task.plan
+    return list(plan(prepared.row, loop.geometry_of, loop.policy.family.box_frame))
 
 
 def plan_texts(loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared) -> list[str]:
@@ -82,8 +107,7 @@ def plan_texts(loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared) -> 
         DataError: the format cannot write one of them.
         ConfigError: the task has no oracle.
     """
-    turns = task.plan(prepared.row, loop.geometry_of, loop.policy.family.box_frame)
-    return [turn_text(loop, turn) for turn in turns]
+    return [turn_text(loop, turn) for turn in planned_turns(loop, task, prepared)]
 
 
 def turn_text(loop: AgentLoop, turn: PlannedTurn) -> str:

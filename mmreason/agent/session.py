@@ -16,12 +16,14 @@ from mmreason.agent.episode import Event
 from mmreason.agent.images import ImageStore, Picture
 from mmreason.agent.loop import AgentLoop, Listener, Trajectory, shared_or_refused
 from mmreason.agent.trace import SavedEpisode, SavedSampling, saved_episode
+from mmreason.agent.writing import TurnText
 from mmreason.policy.policy import Policy
 from mmreason.records import Row
 
 if TYPE_CHECKING:
     from mmreason.config.schema import RunConfig
     from mmreason.policy.policy import Prepared
+    from mmreason.prompt_once.generation import TokenListener
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Step:
 
 #: Told each step as it happens.
 Watcher = Callable[[Step], None]
+#: Told (turn counted from 0, text that it adds) while the model writes.
+Reader = Callable[[int, str], None]
 
 
 class WatchedLoop(AgentLoop):
@@ -103,13 +107,20 @@ class Session:
         self.loop = WatchedLoop(self.policy, config.agent, config.rollout.max_new_tokens)
 
     def ask(
-        self, question: Question, watcher: Watcher | None = None, *, temperature: float = 0.0, seed: int = 0
+        self,
+        question: Question,
+        watcher: Watcher | None = None,
+        *,
+        reader: Reader | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> SavedEpisode:
         """Let the model answer.
 
         Args:
             question: with its pictures.
             watcher: told each step as it happens.
+            reader: told what the model writes, as it writes; the episode is the same without.
             temperature: 0 = greedy.
             seed: of sampling.
 
@@ -121,14 +132,23 @@ class Session:
         torch.manual_seed(seed)
         loop = self.loop
         prepared = self.policy.prepare(question.row())
-        told = None if watcher is None else (lambda _row, event: watcher(loop.step(event)))
-        trajectory = self.play(prepared, temperature, told)
+        written = None if reader is None else _Reading(self.policy.tokenizer, reader)
+
+        def told(_row: int, event: Event) -> None:
+            if written is not None:
+                written.turn_is_over(event.turn)
+            if watcher is not None:
+                watcher(loop.step(event))
+
+        trajectory = self.play(prepared, temperature, told, written)
         sampling = SavedSampling(temperature=temperature, seed=seed if temperature > 0 else None)
         return saved_episode(loop, prepared, trajectory, sampling, self._rewards(prepared, trajectory))
 
-    def play(self, prepared: Prepared, temperature: float, listener: Listener | None) -> Trajectory:
+    def play(
+        self, prepared: Prepared, temperature: float, listener: Listener, token_listener: TokenListener | None
+    ) -> Trajectory:
         """One episode, written by the model."""
-        return self.loop.play([prepared], temperature=temperature, listener=listener)[0]
+        return self.loop.play([prepared], temperature=temperature, listener=listener, token_listener=token_listener)[0]
 
     def _rewards(self, prepared: Prepared, trajectory: Trajectory) -> dict[str, float | None]:
         """Parts and total of the reward, where the answer is known; None where a part does not apply or failed."""
@@ -139,6 +159,24 @@ class Session:
         table = RewardRunner(self.config.reward).score([self.policy.episode_rollout(prepared, 0, trajectory)])
         parts = {name: _number(table.values[0, k]) for k, name in enumerate(table.names)}
         return {**parts, "total": _number(table.total[0])}
+
+
+class _Reading:
+    """Makes text of the tokens of one episode."""
+
+    def __init__(self, tokenizer: Any, reader: Reader) -> None:
+        self._tokenizer, self._reader, self._turn = tokenizer, reader, 0
+        self._text = TurnText(tokenizer)
+
+    def __call__(self, _row: int, tokens: Sequence[int]) -> None:
+        piece = self._text.add(tokens)
+        if piece:
+            self._reader(self._turn, piece)
+
+    def turn_is_over(self, turn: int) -> None:
+        """Every turn has an event, and its events come after its tokens."""
+        if turn == self._turn:
+            self._turn, self._text = turn + 1, TurnText(self._tokenizer)
 
 
 def _number(value: Any) -> float | None:

@@ -1,7 +1,7 @@
 """Chat templates of agents: what turns, tool calls and what tools return are as tokens.
 
-What enters: messages; a policy, for its processor. What leaves: a chat template that can write tools, and the ids that stand between two turns of
-the model. A conversation only ever grows at its end: what was sampled is never tokenized again, and what is put behind it is written as the
+What enters: messages; a policy, for its processor. What leaves: a chat template that can write tools, the list of tools as it writes them, and the ids
+that stand between two turns of the model. A conversation only ever grows at its end: what was sampled is never tokenized again, and what is put behind it is written as the
 template would have written it after that turn.
 
 No text of a message can open or end a turn or stand for a picture: `safe_messages` makes control tokens in it harmless, and the number of
@@ -10,7 +10,10 @@ placeholders is checked.
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
 
@@ -21,10 +24,20 @@ from mmreason.text import without_control_tokens
 IMAGE_PAD = "<|image_pad|>"
 #: Content of the turn after which observations are written; any text will do.
 _SAID = "x"
+#: What our template says to a conversation without a system message, as it stands in the file; and how such a turn is written.
+_USUAL_SYSTEM = "'You are a helpful assistant.'"
+_SYSTEM_OPENED, _TURN_CLOSED = "<|im_start|>system\n", "<|im_end|>\n"
 
 
 class HasProcessor(Protocol):
     """A policy, or anything else with a processor."""
+
+    processor: Any
+
+
+@dataclass
+class _Chat:
+    """A processor with another template than the policy's."""
 
     processor: Any
 
@@ -46,8 +59,21 @@ def chat_template(model_type: str) -> str:
     )
 
 
+def agent_template(policy: HasProcessor, model_type: str) -> str | None:
+    """The template with which a model can call tools in its family's own form; None where it has one.
+
+    Without tools it writes what the model's own writes, so that prompts stay what they are.
+
+    Raises:
+        ModelError: no template with tools is known for the family.
+    """
+    if writes_tools(policy):
+        return None
+    return chat_template(model_type).replace(_USUAL_SYSTEM, json.dumps(_system_said(policy)))
+
+
 def set_agent_template(policy: HasProcessor, model_type: str) -> bool:
-    """Give a processor whose template drops tools the one of `chat_template`; it is saved with the model.
+    """Give a processor whose template drops tools that of `agent_template`; it is saved with the model.
 
     Returns:
         Whether the template was changed.
@@ -55,12 +81,62 @@ def set_agent_template(policy: HasProcessor, model_type: str) -> bool:
     Raises:
         ModelError: no template with tools is known for the family.
     """
-    if writes_tools(policy):
+    template = agent_template(policy, model_type)
+    if template is None:
         return False
-    template = chat_template(model_type)
     policy.processor.chat_template = template
     policy.processor.tokenizer.chat_template = template
     return True
+
+
+def agent_chat(policy: HasProcessor, model_type: str) -> HasProcessor:
+    """A policy, or its processor with the template of `agent_template`; the policy itself is left as it is.
+
+    Raises:
+        ModelError: no template with tools is known for the family.
+    """
+    template = agent_template(policy, model_type)
+    if template is None:
+        return policy
+    processor = copy.copy(policy.processor)
+    processor.chat_template = template
+    return _Chat(processor)
+
+
+def system_with_tools(policy: HasProcessor, text: str, tools: Sequence[Mapping[str, Any]]) -> str:
+    """The content of the system turn in which the chat template lists tools, behind a text.
+
+    Args:
+        policy: whose template.
+        text: of the system message.
+        tools: `ToolSpec.schema()` of each.
+
+    Raises:
+        ModelError: the template does not write the system turn by itself, tools at its end.
+    """
+    system: list[Message] = [{"role": "system", "content": text}, _asked()[0]]
+    opened, _, closing = _render(policy, system).partition(text)
+    whole = _render(policy, system, tools=list(tools))
+    content = whole.removeprefix(opened).removesuffix(closing)
+    written: Message = {"role": "system", "content": content}
+    if content == whole or _render(policy, [written, _asked()[0]]) != whole:
+        raise ModelError(
+            "the chat template does not list tools at the end of the system message: it cannot be used for agents with "
+            "agent.format=native. Use another agent.format, or mmreason.agent.templates.set_agent_template."
+        )
+    return content
+
+
+def _system_said(policy: HasProcessor) -> str:
+    """What the model's own template says to a conversation without a system message; empty where it says nothing."""
+    from jinja2 import TemplateError
+
+    try:
+        written = _render(policy, _asked()[:1])
+    except (TemplateError, TypeError, ValueError):
+        return ""
+    said, closed, _ = written.removeprefix(_SYSTEM_OPENED).partition(_TURN_CLOSED)
+    return said if written.startswith(_SYSTEM_OPENED) and closed else ""
 
 
 def writes_tools(policy: HasProcessor) -> bool:

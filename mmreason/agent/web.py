@@ -34,12 +34,14 @@ if TYPE_CHECKING:
 #: The page is for the person at this machine.
 HOST = "127.0.0.1"
 MAX_UPLOAD = "50mb"
+#: Pictures of one question.
+MAX_PICTURES = 32
 #: Of pictures; gradio's button for sharing would send them elsewhere.
 _BUTTONS = ["download", "fullscreen"]
 _CSS = """
 .mm-steps { font: 14px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 .mm-steps .now { outline: 2px solid currentColor; outline-offset: 2px; border-radius: 4px; }
-.mm-steps .error { color: #c2272d; } .mm-steps b { display: inline-block; min-width: 8em; }
+.mm-steps .error { color: #c2272d; } .mm-steps .writing { opacity: .7; } .mm-steps b { display: inline-block; min-width: 8em; }
 """
 
 
@@ -64,6 +66,27 @@ class ShownStep:
         newest = step.pictures[-1] if step.pictures else None
         picture = None if newest is None else render(newest)
         return cls(event.turn + 1, event.kind, text, picture, "" if newest is None else newest.id)
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A turn that is being written.
+
+    Attributes:
+        turn: counted from 1.
+        text: so far.
+    """
+
+    turn: int
+    text: str
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What a turn (counted from 1) has grown by."""
+
+    turn: int
+    text: str
 
 
 def open_page(config: RunConfig, port: int | None = None) -> None:
@@ -137,7 +160,17 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
     steps, place, episode = gr.State([]), gr.State(0), gr.State(None)
     with gr.Row():
         with gr.Column():
-            upload = gr.Image(type="filepath", label="Picture", elem_id="ask-image", sources=["upload", "clipboard"])
+            upload = gr.Gallery(
+                label="Pictures, img_0 first",
+                elem_id="ask-image",
+                type="filepath",
+                file_types=["image"],
+                sources=["upload", "clipboard"],
+                interactive=True,
+                buttons=_BUTTONS,
+                columns=3,
+                height=240,
+            )
             question = gr.Textbox(label="Question", elem_id="ask-question", lines=2)
             answer = gr.Textbox(label="Right answer, if you know it (shows the reward)", elem_id="ask-answer")
             with gr.Row():
@@ -163,22 +196,11 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
         saved = gr.Textbox(label="Trace", interactive=False, elem_id="ask-saved")
     view = [where, said, picture, everything]
 
-    def ask(path: str | None, text: str, right: str, heat: float, number: int) -> Iterator[tuple[Any, ...]]:
-        if not text or not text.strip():
-            raise gr.Error("Write a question first.")
-        asked = Question(text, () if path is None else (opened(gr, path),), answer=right.strip() or None)
-        found: list[ShownStep] = []
-        for item in streamed(session, asked, float(heat or 0), int(number or 0)):
-            if isinstance(item, MMReasonError):
-                raise gr.Error(html.escape(str(item)))
-            if isinstance(item, ShownStep):
-                found = [*found, item]
-                yield (found, len(found) - 1, None, *_view(found, len(found) - 1), "", [])
-            else:
-                trace = item.trace
-                parts = [[name, "–" if value is None else f"{value:g}"] for name, value in trace.rewards.items()]
-                told = trace.answer if trace.answer is not None else f"no answer: ended by {trace.stop.value}"
-                yield (found, len(found) - 1, item, *_view(found, len(found) - 1), told, parts)
+    def ask(
+        uploaded: Sequence[tuple[str, str | None]] | None, text: str, right: str, heat: float, number: int
+    ) -> Iterator[tuple[Any, ...]]:
+        asked = _question(gr, uploaded, text, right)
+        yield from _answered(gr, session, asked, float(heat or 0), int(number or 0))
 
     def step(found: list[ShownStep], at: int, by: int) -> tuple[Any, ...]:
         at = min(max(at + by, 0), max(0, len(found) - 1))
@@ -204,6 +226,39 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
     save.click(keep, [episode], [saved])
 
 
+def _question(gr: Any, uploaded: Sequence[tuple[str, str | None]] | None, text: str, right: str) -> Question:
+    """What was asked on the page; a refusal is shown there."""
+    if not text or not text.strip():
+        raise gr.Error("Write a question first.")
+    paths = [path for path, _ in uploaded or ()]
+    if len(paths) > MAX_PICTURES:
+        raise gr.Error(f"{len(paths)} pictures: a question may have {MAX_PICTURES}.")
+    return Question(text, tuple(opened(gr, path) for path in paths), answer=right.strip() or None)
+
+
+def _answered(
+    gr: Any, session: Session, question: Question, temperature: float, seed: int
+) -> Iterator[tuple[Any, ...]]:
+    """What the page shows while the model answers: steps, place, episode, where, what was said, picture, all steps, answer, rewards."""
+    found: list[ShownStep] = []
+    same = gr.skip()
+    yield (found, 0, None, *_view(found, 0), "", [])
+    for item in streamed(session, question, temperature, seed):
+        if isinstance(item, MMReasonError):
+            raise gr.Error(html.escape(str(item)))
+        if isinstance(item, Writing):
+            where = f"turn {item.turn}, being written"
+            yield (same, same, same, where, item.text, same, _list(found, -1, item), same, same)
+        elif isinstance(item, ShownStep):
+            found = [*found, item]
+            yield (found, len(found) - 1, None, *_view(found, len(found) - 1), "", [])
+        else:
+            trace = item.trace
+            parts = [[name, "–" if value is None else f"{value:g}"] for name, value in trace.rewards.items()]
+            told = trace.answer if trace.answer is not None else f"no answer: ended by {trace.stop.value}"
+            yield (found, len(found) - 1, item, *_view(found, len(found) - 1), told, parts)
+
+
 def opened(gr: Any, path: str) -> Image.Image:
     """An uploaded picture, through the guarded loader; a refusal is shown on the page."""
     try:
@@ -214,14 +269,20 @@ def opened(gr: Any, path: str) -> Image.Image:
 
 def streamed(
     session: Session, question: Question, temperature: float, seed: int
-) -> Iterator[ShownStep | SavedEpisode | MMReasonError]:
-    """Steps as they happen, then the finished episode, or why there is none."""
-    told: queue.Queue[ShownStep | SavedEpisode | MMReasonError | None] = queue.Queue()
+) -> Iterator[Writing | ShownStep | SavedEpisode | MMReasonError]:
+    """Turns as they are written and steps as they happen, then the finished episode, or why there is none."""
+    told: queue.Queue[_Piece | ShownStep | SavedEpisode | MMReasonError | None] = queue.Queue()
 
     def work() -> None:
         try:
             told.put(
-                session.ask(question, lambda step: told.put(ShownStep.of(step)), temperature=temperature, seed=seed)
+                session.ask(
+                    question,
+                    lambda step: told.put(ShownStep.of(step)),
+                    reader=lambda turn, piece: told.put(_Piece(turn + 1, piece)),
+                    temperature=temperature,
+                    seed=seed,
+                )
             )
         except MMReasonError as error:
             told.put(error)
@@ -229,8 +290,15 @@ def streamed(
             told.put(None)
 
     threading.Thread(target=work, daemon=True).start()
+    written = Writing(0, "")
     while (item := told.get()) is not None:
-        yield item
+        if not isinstance(item, _Piece):
+            yield item
+            continue
+        written = Writing(item.turn, (written.text if item.turn == written.turn else "") + item.text)
+        # A model may write faster than a page is sent: what is overtaken is left out.
+        if told.empty():
+            yield written
 
 
 def _view(steps: Sequence[ShownStep], at: int) -> tuple[str, str, Image.Image | None, str]:
@@ -245,7 +313,8 @@ def _view(steps: Sequence[ShownStep], at: int) -> tuple[str, str, Image.Image | 
     return where, now.text, picture, _list(steps, at)
 
 
-def _list(steps: Sequence[ShownStep], at: int) -> str:
+def _list(steps: Sequence[ShownStep], at: int, writing: Writing | None = None) -> str:
+    """All steps as markup, that at place `at` marked; below them the turn that is being written."""
     lines = []
     for number, step in enumerate(steps):
         kind = "error" if step.kind in ("call_error", "taken_back") else ""
@@ -255,6 +324,8 @@ def _list(steps: Sequence[ShownStep], at: int) -> str:
         lines.append(
             f'<div class="{kind}{mark}"><b>{step.turn}. {html.escape(step.kind.replace("_", " "))}</b> {text}</div>'
         )
+    if writing is not None:
+        lines.append(f'<div class="writing now"><b>{writing.turn}. writes</b> {html.escape(writing.text)}</div>')
     return f'<div class="mm-steps">{"".join(lines)}</div>'
 
 

@@ -45,7 +45,7 @@ def _agent_parser() -> argparse.ArgumentParser:
         "max_new_tokens=800; or any option of `mmreason eval --options`"
     )  # fmt: skip
     add = parser.add_argument
-    add("--image", action="append", default=[], type=Path, metavar="FILE", help="img_0, img_1, …")
+    add("--image", action="append", default=[], type=Path, metavar="FILE", help="img_0; once more: img_1, …")
     add(
         "--hidden",
         action="append",
@@ -54,12 +54,12 @@ def _agent_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a frame, or a page with its text in a .txt",
     )
-    add("--model", default="tiny", metavar="NAME", help="the embedded model (default), a folder, a run, a hub id")
+    add("--model", metavar="NAME", help="an embedded model (default: the one for tools), a folder, a run, a hub id")
     add("--tools", metavar="NAME,NAME", help="see `mmreason tool list`; default: those for looking and drawing")
     add(
         "--format",
         choices=("native", "vilasr", "vrag", "deepeyes"),
-        help="how calls are written; default: as the model's family",
+        help="how calls are written; default: as the model was taught, or as its family does",
     )
     add("--out", type=Path, metavar="TRACE", help="folder of the trace; default: traces/IMAGE-1, -2, …")
     add("--answer", metavar="TEXT", help="the right answer: shows the reward")

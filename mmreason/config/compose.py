@@ -124,6 +124,7 @@ def compose(
         problems += _disagreements(config) + _ignored_words(config, words) if not config.is_chain else []
         problems += _chain_problems(config)
         problems += _curriculum_problems(config) if config.command == "train" and not problems else []
+        problems += _dataset_problems(config) if config.command == "train" and not problems else []
         if check_files:
             problems += missing_files(config, coming)
         if check_files and not problems:
@@ -475,9 +476,15 @@ def _disagreements(config: RunConfig) -> list[str]:
     if config.command == "train" and not any(weight > 0 for weight in weights.values()):
         problems.append("reward: no reward has a weight above 0: nothing to learn from; set one: reward.iou.weight=1")
     if config.command == "train":
-        from mmreason.objectives.settings import objective_problems
+        from mmreason.objectives.settings import objective_problems, shows_nothing
 
         problems += objective_problems(config)
+        if config.augment.active() and shows_nothing(config):
+            problems += [
+                f"augment.{name} changes images, and the questions of task={config.task.name} have none: set "
+                f"augment.{name}.probability=0 here"
+                for name in config.augment.active()
+            ]
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
     if config.agent.enabled or config.sft.phases or config.eval.without_tools or config.collect.revised_only:
         from mmreason.agent.checks import agent_problems
@@ -539,6 +546,16 @@ def _curriculum_problems(config: RunConfig) -> list[str]:
         return problems if phase is None or problems else _disagreements(phase)
 
     return curriculum_problems(config, check)
+
+
+def _dataset_problems(config: RunConfig) -> list[str]:
+    """Weights of data sets that no task of the run has; those of files are looked at once these are read."""
+    from mmreason.objectives.settings import dataset_problems, task_datasets
+
+    phases = phase_configs(config)
+    if config.is_chain or any(phase.data.path is not None for phase in phases):
+        return []
+    return dataset_problems(config, [name for phase in phases for name in task_datasets(phase)])
 
 
 def _judge_problems(config: RunConfig) -> list[str]:

@@ -6,7 +6,7 @@ No torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,12 @@ def _term_problems(config: RunConfig, term: ActiveTerm) -> list[str]:
         problems.append(f"{where} compares with the reference model, which is loaded for objective.beta > 0 only")
     if {"correct", "correct_mean"} & set(term.spec.needs) and config.reward.correct is None:
         problems.append(f"{where} must know what is correct: set reward.correct, such as reward.correct='exact > 0.5'")
-    if MASKED_NEEDS & set(term.spec.needs) and term.options.coefficient > 0 and _shows_nothing(config):
+    if compares_masked(term) and config.objective.mask.probability == 0:
+        problems.append(
+            f"{where} compares with masked images, and objective.mask.probability=0 masks nothing: give the chance of each "
+            "cell to be blackened (published: 0.6), or leave the term out"
+        )
+    if compares_masked(term) and shows_nothing(config):
         problems.append(
             f"{where} compares with masked images, and the questions of task={config.task.name} have none: leave the "
             "term out, or set its coefficient to 0 here"
@@ -122,7 +127,38 @@ def _term_problems(config: RunConfig, term: ActiveTerm) -> list[str]:
     return problems
 
 
-def _shows_nothing(config: RunConfig) -> bool:
+def compares_masked(term: ActiveTerm) -> bool:
+    """Whether a term is there for what masking images changes."""
+    return bool(MASKED_NEEDS & set(term.spec.needs)) and term.options.coefficient > 0
+
+
+def dataset_problems(config: RunConfig, names: Iterable[str]) -> list[str]:
+    """Data sets that are given a weight and that no row belongs to.
+
+    Args:
+        config: the run.
+        names: the data sets of all rows that the run may see.
+    """
+    known = sorted(set(names))
+    where = "objective.advantages.dataset_weight.weights"
+    return [
+        f"{where}.{name}: no row of this run is of the data set '{name}'.{did_you_mean(name, known)} There are: "
+        f"{', '.join(known)}"
+        for one in active_advantages(config.objective)
+        if one.spec.name == "dataset_weight"
+        for name in one.own["weights"]
+        if name not in known
+    ]
+
+
+def task_datasets(config: RunConfig) -> tuple[str, ...]:
+    """The data sets that the rows of a run's task may belong to."""
+    from mmreason.data.base import build_task
+
+    return build_task(config.task, config.seed).datasets
+
+
+def shows_nothing(config: RunConfig) -> bool:
     """Whether the rows come from a task without images; what is wrong with the task itself is told elsewhere."""
     from mmreason.data.base import build_task
 

@@ -12,7 +12,7 @@ Legend of shapes: N rows, L new tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -33,6 +33,9 @@ from mmreason.prompt_once.support import encode
 
 #: Rows are dropped from the batch when at most this share of them is still writing.
 COMPACT_BELOW = 0.75
+
+#: Told (row, new tokens) while rows write.
+TokenListener = Callable[[int, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -245,12 +248,15 @@ class Generation:
     # ------------------------------------------------------------------ writing
 
     @torch.no_grad()
-    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None) -> list[list[int]]:
+    def sample(
+        self, sampling: Sampling, rows: Sequence[int] | None = None, listener: TokenListener | None = None
+    ) -> list[list[int]]:
         """Let rows write until they stop or reach the limit.
 
         Args:
             sampling: how.
             rows: which rows go on, in any order; default: all.
+            listener: told a row's new tokens as they come, its end-of-turn token included: one at a time, several on a GPU.
 
         Returns:
             New tokens of each of these rows.
@@ -280,7 +286,7 @@ class Generation:
             done = done | torch.isin(token, stops)
             last = step == sampling.max_new_tokens
             if last or step % stride == 0:
-                self._write(block, here, written, sampling.stops)
+                self._write(block, here, written, sampling.stops, listener)
                 block = []
                 left = [i for i, ended in enumerate(done.tolist()) if not ended and not last]
                 if not left:
@@ -314,14 +320,22 @@ class Generation:
         return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
 
     def _write(
-        self, block: Sequence[torch.Tensor], here: Sequence[int], written: dict[int, list[int]], stops: Sequence[int]
+        self,
+        block: Sequence[torch.Tensor],
+        here: Sequence[int],
+        written: dict[int, list[int]],
+        stops: Sequence[int],
+        listener: TokenListener | None,
     ) -> None:
         """Add a block of tokens to the rows' texts; nothing follows a stop."""
         for row, tokens in zip(here, torch.stack(list(block), dim=1).tolist(), strict=True):
+            before = len(written[row])
             for token in tokens:
                 if written[row] and written[row][-1] in stops:
                     break
                 written[row].append(token)
+            if listener is not None and len(written[row]) > before:
+                listener(row, written[row][before:])
 
     def _leave(
         self, keys: RowKeys, here: Sequence[int], gone: Sequence[int] | range, written: dict[int, list[int]]

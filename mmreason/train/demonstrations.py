@@ -4,7 +4,9 @@ What enters: phases that mix task styles, or the user's own rows. What leaves: d
 time, and a collator that makes model inputs of them.
 
 In a phase, `maze/tools: 2` are the oracle's episodes: its turns as `agent.format` writes them, its calls really made, and labels on
-what the model would write alone.
+what the model would write alone. `maze/mended` are such episodes with a mistake that the oracle makes, sees and mends (`Task.mended_plan`): what
+ViLaSR (arXiv 2506.09965) finds by sampling, made. The tokens of the mistake have no labels. ViLaSR trains on whole episodes, in which mistakes are its own
+model's; those that are made up would teach to err as often as they are mixed in, while what mends them is learned as well without.
 
 Legend of shapes: B rows, T tokens of prompt and completion.
 """
@@ -22,7 +24,7 @@ from torch.utils.data import Dataset
 
 from mmreason.config.agent_section import FORMAT_NAMES
 from mmreason.config.schema import RunConfig, SftPhase
-from mmreason.data.base import Task, TaskOptions, build_task
+from mmreason.data.base import MENDED_STYLE, Task, TaskOptions, build_task
 from mmreason.data.mixtures import parse_mixture_key
 from mmreason.data.row_forms import RowProblem, refuse_control
 from mmreason.errors import DataError
@@ -49,7 +51,7 @@ class Demonstration:
     Attributes:
         prepared: the prompt.
         ids: tokens after it, picture placeholders expanded.
-        owner: for each, 1 if the model should write it.
+        owner: for each, 1 if the model should learn to write it.
         images: pictures among them, at the size the model sees.
     """
 
@@ -66,9 +68,19 @@ class Demonstration:
         return cls(prepared, tuple(ids), (1,) * len(ids))
 
     @classmethod
-    def of_episode(cls, prepared: Prepared, trajectory: Trajectory) -> Demonstration:
-        """Turns of the model, and what it was shown between them."""
-        return cls(prepared, trajectory.ids, trajectory.owner, trajectory.images)
+    def of_episode(cls, prepared: Prepared, trajectory: Trajectory, mistakes: Sequence[int] = ()) -> Demonstration:
+        """Turns of the model, and what it was shown between them.
+
+        Args:
+            prepared: the prompt.
+            trajectory: the episode.
+            mistakes: turns, from 0, that are not to be learned.
+        """
+        owner = list(trajectory.owner)
+        starts = (0, *trajectory.turn_ends)
+        for turn in mistakes:
+            owner[starts[turn] : starts[turn + 1]] = [0] * (starts[turn + 1] - starts[turn])
+        return cls(prepared, trajectory.ids, tuple(owner), trajectory.images)
 
 
 @dataclass(frozen=True)
@@ -79,18 +91,20 @@ class _Source:
         task: makes the rows.
         style: of the answers.
         agent: wire format of the oracle's episodes; None for answers in one turn.
+        mended: the oracle makes a mistake in each, and mends it.
     """
 
     task: Task[TaskOptions]
     style: str
     agent: str | None = None
+    mended: bool = False
 
 
 def parse_source(key: str, seed: int, default_format: str = "native") -> _Source:
     """Build `task/style` or `task/style/difficulty`; raises `ConfigError` with the styles there are."""
     parsed = parse_mixture_key(key)
     agent = parsed.format_of(default_format) if parsed.with_tools else None
-    return _Source(build_task(parsed.config, seed), parsed.style, agent)
+    return _Source(build_task(parsed.config, seed), parsed.style, agent, parsed.mended)
 
 
 def scripted_agents(config: RunConfig, policy: Policy) -> dict[str, AgentLoop]:
@@ -173,23 +187,26 @@ class MixtureDataset(Dataset[Demonstration]):
 
     def _demonstration(self, source: _Source, index: int) -> Demonstration:
         if source.agent is not None:
-            return self._episode(self.agents[source.agent], source.task, source.task.row(index))
+            return self._episode(self.agents[source.agent], source, index)
         row = source.task.example(index, source.style)
         prepared = self.policy.prepare(row)
         completion = source.task.trace(row, source.style, prepared.geometry, self.policy.family.box_frame)
         return Demonstration.of_text(self.policy, prepared, completion)
 
-    def _episode(self, agent: AgentLoop, task: Task[TaskOptions], row: Row) -> Demonstration:
-        from mmreason.agent.scripted import plan_texts, play_script
+    def _episode(self, agent: AgentLoop, source: _Source, index: int) -> Demonstration:
+        from mmreason.agent.scripted import planned_turns, play_script, turn_text
 
+        row = source.task.example(index, MENDED_STYLE) if source.mended else source.task.row(index)
         prepared = self.policy.prepare(row)
-        (trajectory,) = play_script(agent, [prepared], [plan_texts(agent, task, prepared)])
+        turns = planned_turns(agent, source.task, prepared, mended=source.mended)
+        (trajectory,) = play_script(agent, [prepared], [[turn_text(agent, turn) for turn in turns]])
         if trajectory.episode.answer is None:
             raise DataError(
                 f"row {row.id}: the oracle's episode ends by '{trajectory.stop.value}' before its answer: raise the budgets of "
                 "agent.*, or rollout.max_new_tokens"
             )
-        return Demonstration.of_episode(agent.prepare(prepared), trajectory)
+        mistakes = [number for number, turn in enumerate(turns) if turn.wrong]
+        return Demonstration.of_episode(agent.prepare(prepared), trajectory, mistakes)
 
     def _usual_tokens(self, source: _Source) -> tuple[float, float]:
         """Mean number of tokens of a row, and of what its model should write, over a few."""

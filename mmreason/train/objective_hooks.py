@@ -138,8 +138,7 @@ class ObjectiveHooks(ToolTurns):
             answered = torch.tensor(facts.answered, device=device)
             output["level"] = preference_levels(form, answered, output["is_correct"])
         if self.needs_masked:
-            self._mask_images(facts.positions)
-            if not config.mask.gradient:
+            if self._mask_images(facts.positions) and not config.mask.gradient:
                 with torch.no_grad():
                     found = self._masked_pass(self.model, output, list(range(count)))
                 output["masked_log_probs"], output["masked_entropies"] = found
@@ -192,8 +191,17 @@ class ObjectiveHooks(ToolTurns):
 
     # ------------------------------------------------------------------ the masked view
 
-    def _mask_images(self, positions: list[int]) -> None:
-        """Prepare one masked view of each prompt; the same in a run that is continued, and on every process."""
+    def _mask_images(self, positions: list[int]) -> bool:
+        """Prepare one masked view of each prompt; the same in a run that is continued, and on every process.
+
+        Returns:
+            Whether there is anything to mask; without a picture in any prompt of any process, no views are made.
+        """
+        self._masked_store = None
+        shown = any(self.rows.prepared(position).images for position in dict.fromkeys(positions))
+        # All processes make the pass or none: a model that is spread over them is run by all at once.
+        if not self.accelerator.gather(torch.tensor([int(shown)], device=self.accelerator.device)).any():
+            return False
         mask = self.run_config.objective.mask
         step = self.state.global_step
         views = {
@@ -204,6 +212,7 @@ class ObjectiveHooks(ToolTurns):
         }
         self._masked_store = PromptStore(self.policy)
         self._masked_prompts = self._masked_store.add([views[position] for position in positions])
+        return True
 
     def _masked_pass(self, model: Any, inputs: Mapping[str, Any], rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs and entropies `[n, C]` of the completions in `inputs` with masked images.
@@ -290,7 +299,9 @@ class ObjectiveHooks(ToolTurns):
             made: Term = term.spec.function(**{need: facts(need) for need in term.spec.needs}, **term.own)
             name = term.spec.name
             self._coefficients[name] = self.coefficient(term)
-            loss = loss + self._coefficients[name] * made.loss
+            # Without a picture nothing is compared: 0, and no gradient, whatever the estimator.
+            idle = name == "perception_kl" and self._masked_store is None
+            loss = loss + self._coefficients[name] * (made.loss.detach() if idle else made.loss)
             self._term_sums[f"{name}/loss"] = self._term_sums[f"{name}/loss"] + made.loss.detach()
             for part, value in made.metrics.items():
                 self._term_sums[f"{name}/{part}"] = self._term_sums[f"{name}/{part}"] + value.detach()
@@ -332,8 +343,12 @@ class ObjectiveHooks(ToolTurns):
         if self.needs_masked:
             if "masked_log_probs" in inputs:
                 masked = inputs["masked_log_probs"], inputs["masked_entropies"]
-            else:
+            elif self._masked_store is not None:
                 masked = self._masked_pass(model, inputs, inputs["batch_row"].tolist())
+            elif self.run_config.objective.mask.gradient:
+                masked = log_probs, entropies
+            else:
+                masked = log_probs.detach(), entropies.detach()
             known["masked_log_probs"], known["masked_entropies"] = masked
         return known.__getitem__
 

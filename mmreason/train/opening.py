@@ -15,9 +15,11 @@ import torch
 from mmreason.config.curriculum import phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
+from mmreason.objectives.settings import active_terms, compares_masked, dataset_problems, task_datasets
 from mmreason.run_records import RunFolder
 from mmreason.train.callbacks import process_state, refuse_unlaunched_gpus
 from mmreason.train.checkpoints import file_digest, find_checkpoint, read_manifest
+from mmreason.train.rows import RowFiles
 
 
 def run_identity(config: RunConfig) -> dict[str, Any]:
@@ -41,6 +43,38 @@ def phase_files(config: RunConfig) -> dict[str, Path]:
         if phase.data.path is not None and phase.data.path != config.data.path and Path(phase.data.path).is_file():
             found[rule.name] = Path(phase.data.path)
     return found
+
+
+def check_rows(config: RunConfig, files: RowFiles) -> None:
+    """Refuse options that no row of the run's data files gives anything to do; for tasks, this is known when a run is composed.
+
+    Args:
+        config: the run.
+        files: its data files, of all phases; read here if they have not been.
+
+    Raises:
+        ConfigError: names the options. DataError: a file cannot be used.
+    """
+    problems: dict[str, None] = {}
+    names: list[str] = []
+    phases = phase_configs(config)
+    for phase in phases:
+        file = files.of(phase.data)
+        if file is None:
+            names += task_datasets(phase)
+            continue
+        names += [row.dataset for row in file.rows]
+        if any(row.images for row in file.rows):
+            continue
+        idle = [f"augment.{name} changes images" for name in phase.augment.active()]
+        masked = [term.spec.name for term in active_terms(phase.objective) if compares_masked(term)]
+        idle += [f"objective.terms.{name} compares with masked images" for name in masked]
+        for what in idle:
+            problems[f"{what}, and no row of {file.path} has one: leave it out"] = None
+    if any(phase.data.path is not None for phase in phases):
+        problems |= dict.fromkeys(dataset_problems(config, names))
+    if problems:
+        raise ConfigError("\n".join(problems))
 
 
 def settle(config: RunConfig) -> None:

@@ -41,7 +41,7 @@ from mmreason.train.checkpoints import check_same_run, drop_later, read_manifest
 from mmreason.train.gathering import AllProcesses
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.live import LiveTable
-from mmreason.train.opening import open_folder, run_identity
+from mmreason.train.opening import check_rows, open_folder, run_identity
 from mmreason.train.rows import RowFiles, TrainingRows, row_supply
 
 #: Held-out scores of the untrained policy, kept so that a continued run need not measure them again.
@@ -70,8 +70,7 @@ def run_train(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     identity = run_identity(config)
     checkpoint = open_run(config, folder, identity)
     files = RowFiles()
-    for phase in phase_configs(config):
-        files.of(phase.data)
+    check_rows(config, files)
     policy = Policy.load(config.model, seed=config.seed)
     policy.share_prompts(config.policy)
     rows, skipped = training_rows(config, policy, files)
