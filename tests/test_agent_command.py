@@ -21,6 +21,7 @@ from mmreason.agent.preview import block_text
 from mmreason.agent.trace import read_trace, write_trace
 from mmreason.agent.words import agent
 from mmreason.errors import ConfigError, DataError
+from mmreason.policy.families import EMBEDDED
 
 
 @pytest.fixture
@@ -139,10 +140,11 @@ def given(**words: object) -> argparse.Namespace:
     return argparse.Namespace(**{**usual, **words})
 
 
-@pytest.mark.parametrize(("there", "model"), [(("tiny", "tiny_tools"), "tiny_tools"), (("tiny",), "tiny")])
+@pytest.mark.parametrize("there", sorted({tuple(EMBEDDED), ("tiny",)}))
 def test_the_default_model_is_the_one_for_tools_where_it_is_there(
-    there: tuple[str, ...], model: str, photo: Path, monkeypatch: pytest.MonkeyPatch
+    there: tuple[str, ...], photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    model = "tiny_tools" if "tiny_tools" in there else "tiny"
     monkeypatch.setattr(command, "EMBEDDED", dict.fromkeys(there, "a folder"))
     config = agent_config(given())
     assert (config.model.name, config.agent.format, config.agent.tell) == (model, "deepeyes", False)
