@@ -83,7 +83,7 @@ class Task(ABC, Generic[OptionsT]):
         metric_options: of that reward, where a run configures no rewards (the scores of `mmreason sft`).
         format_options: of the reward `format`, likewise.
         tools: names of the tools that help; empty where none does.
-        mends: there is a `mended_plan`.
+        mends: there is a `mended_plan`; known by itself.
     """
 
     name: ClassVar[str] = ""
@@ -94,6 +94,10 @@ class Task(ABC, Generic[OptionsT]):
     correct_at: ClassVar[float] = 0.5
     tools: ClassVar[tuple[str, ...]] = ()
     mends: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.mends = cls.mended_plan is not Task.mended_plan
 
     def __init__(self, options: OptionsT, seed: int = 0) -> None:
         self.options = options

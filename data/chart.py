@@ -122,7 +122,6 @@ class Chart(ToolTask[ChartOptions]):
     metric: ClassVar[str] = "numeric"
     metric_options: ClassVar[Mapping[str, Any]] = {"absolute_tolerance": TOLERANCE}
     tools: ClassVar[tuple[str, ...]] = ("horizontal_line", "vertical_line")
-    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:

@@ -91,7 +91,6 @@ class FinePrint(ToolTask[FinePrintOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("zoom", "crop")
-    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:

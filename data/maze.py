@@ -90,7 +90,6 @@ class MazeTask(ToolTask[MazeOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("draw_line",)
-    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:

@@ -137,7 +137,6 @@ class Spatial(ToolTask[SpatialOptions]):
 
     metric: ClassVar[str] = "exact"
     tools: ClassVar[tuple[str, ...]] = ("measure", "vertical_line", "horizontal_line", "compare", "rotate")
-    mends: ClassVar[bool] = True
 
     @classmethod
     def options_model(cls) -> type[TaskOptions]:

@@ -299,9 +299,7 @@ class ObjectiveHooks(ToolTurns):
             made: Term = term.spec.function(**{need: facts(need) for need in term.spec.needs}, **term.own)
             name = term.spec.name
             self._coefficients[name] = self.coefficient(term)
-            # Without a picture nothing is compared: 0, and no gradient, whatever the estimator.
-            idle = name == "perception_kl" and self._masked_store is None
-            loss = loss + self._coefficients[name] * (made.loss.detach() if idle else made.loss)
+            loss = loss + self._coefficients[name] * made.loss
             self._term_sums[f"{name}/loss"] = self._term_sums[f"{name}/loss"] + made.loss.detach()
             for part, value in made.metrics.items():
                 self._term_sums[f"{name}/{part}"] = self._term_sums[f"{name}/{part}"] + value.detach()
@@ -345,10 +343,10 @@ class ObjectiveHooks(ToolTurns):
                 masked = inputs["masked_log_probs"], inputs["masked_entropies"]
             elif self._masked_store is not None:
                 masked = self._masked_pass(model, inputs, inputs["batch_row"].tolist())
-            elif self.run_config.objective.mask.gradient:
-                masked = log_probs, entropies
             else:
-                masked = log_probs.detach(), entropies.detach()
+                # No picture, so masking changes nothing: the same log-probs, gradient included, and what compares the two
+                # is 0 without one, whatever the estimator.
+                masked = log_probs, entropies if self.run_config.objective.mask.gradient else entropies.detach()
             known["masked_log_probs"], known["masked_entropies"] = masked
         return known.__getitem__
 
