@@ -130,6 +130,34 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "objective.trpa.kl_coefficient": 0.001, "rollout.group_size": 16, "rollout.prompts_per_step": 4, "rollout.temperature": 1.0,
         "rollout.max_new_tokens": 4096, "trainer.learning_rate": 4e-7,
     },
+    "deepeyes": {
+        "rollout.group_size": 16, "rollout.max_new_tokens": 20480, "trainer.learning_rate": 1e-6, "objective.beta": 0.0,
+        "agent.max_turns": 5, "reward.conditional_bonus.weight": 1.0, "reward.conditional_bonus.bonus": 1.2,
+        "reward.conditional_bonus.bonus_until": None,
+    },
+    "mini_o3": {
+        "rollout.group_size": 16, "objective.beta": 0.0, "objective.epsilon": 0.2, "objective.epsilon_high": 0.3,
+        "agent.max_turns": 6, "agent.max_pictures": 12, "agent.over_budget": "leave_out", "reward.exact.weight": 1.0,
+    },
+    "pixel_reasoner": {
+        "rollout.group_size": 8, "objective.beta": 0.0, "rollout.temperature": 1.0, "agent.max_pictures": 16,
+        "reward.curiosity.wanted_rate": 0.3, "reward.curiosity.bonus": 0.25, "reward.curiosity.call_cost": 0.05,
+    },
+    "visrl_tools": {"agent.max_calls": 1},
+    "v_toolrl": {
+        "rollout.group_size": 8, "rollout.max_new_tokens": 2048, "agent.max_turns": 6, "agent.max_pictures": 6,
+        "reward.numeric.weight": 1.0, "reward.turn_format.weight": 0.0,
+    },
+    "vrag": {
+        "rollout.group_size": 5, "rollout.prompts_per_step": 32, "trainer.learning_rate": 1e-6, "objective.beta": 0.01,
+        "agent.max_turns": 5,
+    },
+    "artist": {"agent.tell": True},
+    "mem1": {"agent.keep_turns": 1},
+    "vilasr": {
+        **_RL, "rollout.prompts_per_step": 32, "rollout.max_new_tokens": 13312, "rollout.temperature": 1.0, "objective.beta": 0.0,
+        "agent.max_turns": 10, "reward.gated_format.accuracy_weight": 0.5, "reward.gated_format.form_weight": 0.5,
+    },
 }  # fmt: skip
 #: The same for what single stages set.
 PUBLISHED_STAGES: dict[str, dict[str, dict[str, Any]]] = {
@@ -141,6 +169,12 @@ PUBLISHED_STAGES: dict[str, dict[str, dict[str, Any]]] = {
         "medium": {"collect.min_pass_rate": 0.4, "collect.max_pass_rate": 0.6},
     },
     "r1_onevision": {"cold": {"trainer.learning_rate": 1e-5, "sft.batch_size": 128}},
+    "vilasr": {
+        "cold": {"trainer.learning_rate": 1e-5, "model.freeze_vision": True},
+        "reflect": {"collect.revised_only": True, "collect.correct_only": True},
+        "learn": {"trainer.learning_rate": 1e-5, "model.freeze_vision": True},
+        "rl": {"trainer.learning_rate": 1e-6, "model.freeze_vision": False},
+    },
 }  # fmt: skip
 
 
@@ -249,7 +283,7 @@ def test_later_stages_keep_the_size_of_the_first(name: str) -> None:
     """A stage starts from a folder, whose name says nothing about its size."""
     chain = compose("train", [f"recipe={name}"])
     for one in plan_chain(chain):
-        assert one.composed.config.rollout.max_new_tokens == chain.config.rollout.max_new_tokens == 96
+        assert one.composed.config.rollout.max_new_tokens == chain.config.rollout.max_new_tokens <= 800
         assert one.composed.config.trainer.learning_rate >= 1e-5
     real = compose("train", [f"recipe={name}", "model=qwen2_5_vl_3b"])
     for one in plan_chain(real):

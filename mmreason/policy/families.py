@@ -70,7 +70,7 @@ class Family:
 
 
 #: Models that ship with the package, and their folders beside this file.
-EMBEDDED = {"tiny": "tiny_vlm"}
+EMBEDDED = {"tiny": "tiny_vlm", "tiny_tools": "tiny_vlm_tools"}
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family

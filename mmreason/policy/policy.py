@@ -433,13 +433,14 @@ def open_image(image: ImageSource, loader: ImageLoader | None, row_id: str) -> I
 
 
 def resolve_source(name: str) -> str:
-    """The folder of the embedded model for `tiny`; any other name unchanged."""
+    """The folder of an embedded model for its name; any other name unchanged."""
     if name not in EMBEDDED_DIRS:
         return name
     folder = EMBEDDED_DIRS[name]
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"the embedded tiny model is missing from {folder}. Reinstall mmreason, or train it in a checkout: make tiny-vlm"
+            f"the embedded model '{name}' is missing from {folder}. Reinstall mmreason, or train it in a checkout: "
+            f"make {folder.name.replace('_', '-')}"
         )
     return str(folder)
 
