@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tiny models run 20 times slower when threads fight over two cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help train test test-fast fuzz check format tiny-vlm bench wheel clean
+.PHONY: help train test test-fast fuzz check format tiny-vlm tiny-vlm-tools bench wheel clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 
 tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about an hour) into runs/tiny_vlm/final
 	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm trainer.num_threads=1 resume=auto
+
+tiny-vlm-tools: $(VENV)/.base ## teach the embedded model its tools (about forty minutes) into runs/tiny_tools/final
+	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_tools name=tiny_tools trainer.num_threads=1 resume=auto
 
 bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, what sharing prompts saves, rewards per second
 	$(BIN)/python -m benchmarks.step

@@ -221,21 +221,17 @@ def check_prompt_once(torch: Any) -> Check:
 
 
 def check_models() -> Iterator[Check]:
-    """The embedded model, and where hub models would come from."""
-    from mmreason.policy.tiny import TINY_VLM_DIR
+    """The embedded models, and where hub models would come from."""
+    from mmreason.policy.tiny import EMBEDDED_DIRS, make_target
 
-    weights = sorted(TINY_VLM_DIR.glob("*.safetensors"))
-    if (TINY_VLM_DIR / "config.json").is_file() and weights:
-        size = sum(file.stat().st_size for file in weights) / 1e6
-        yield Check("models", TINY, "ok", f"shipped, {size:.1f} MB")
-    else:
-        yield Check(
-            "models",
-            TINY,
-            "missing",
-            "not in this copy",
-            "reinstall, or retrain it: make tiny-vlm",
-        )
+    for name, folder in EMBEDDED_DIRS.items():
+        weights = sorted(folder.glob("*.safetensors"))
+        if (folder / "config.json").is_file() and weights:
+            size = sum(file.stat().st_size for file in weights) / 1e6
+            yield Check("models", f"model={name}", "ok", f"shipped, {size:.1f} MB")
+        else:
+            advice = f"reinstall, or retrain it: make {make_target(name)}"
+            yield Check("models", f"model={name}", "missing", "not in this copy", advice)
     yield check_hub(dict(os.environ))
 
 

@@ -69,8 +69,13 @@ def test_hub_is_read_from_the_environment_only(tmp_path: Path) -> None:
 
 
 def test_embedded_model_is_found_or_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiny, "TINY_VLM_DIR", tmp_path)
-    first = next(doctor.check_models())
+    monkeypatch.setattr(tiny, "EMBEDDED_DIRS", {"tiny": tmp_path, "tiny_tools": tmp_path / "other"})
+    first, second, _ = doctor.check_models()
+    assert (second.name, second.verdict, "make tiny-vlm-tools" in second.advice) == (
+        "model=tiny_tools",
+        "missing",
+        True,
+    )
     assert (first.verdict, "make tiny-vlm" in first.advice) == ("missing", True)
     monkeypatch.setattr(doctor, "examine", lambda: [first])
     page = io.StringIO()

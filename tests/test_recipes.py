@@ -18,12 +18,12 @@ from mmreason.stages import plan_chain
 ALL = [one.name for one in recipes()]
 #: Recipes of `mmreason train` with a paper; the others are the project's own.
 PAPERS = [one.name for one in recipes() if one.made_of]
-#: Recipes of several commands -> what makes each of them short.
+#: Recipes of several commands -> what makes each of them short, besides the steps of its stages.
 CHAINS = {
-    # Its first stage has phases, which take no trainer.steps.
-    "r1_onevision": ("~trainer.steps", "sft.phases=[{steps: 3, mixture: {scene_qa/look: 1}}]", "sft.batch_size=4"),
+    "r1_onevision": ("sft.batch_size=4",),
     "sophia": ("collect.rows=8", "collect.correct_only=false", "sft.batch_size=4", "collect.min_pass_rate=0"),
     "visrl": ("collect.rows=8", "collect.chosen_min=0.25", "dpo.batch_size=2"),
+    "vilasr": ("collect.rows=4", "collect.correct_only=false", "collect.revised_only=false", "sft.batch_size=4"),
 }
 SHORT = (
     "trainer.steps=3",
@@ -156,7 +156,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "mem1": {"agent.keep_turns": 1},
     "vilasr": {
         **_RL, "rollout.prompts_per_step": 32, "rollout.max_new_tokens": 13312, "rollout.temperature": 1.0, "objective.beta": 0.0,
-        "agent.max_turns": 10, "reward.gated_format.accuracy_weight": 0.5, "reward.gated_format.form_weight": 0.5,
+        "agent.max_turns": 20, "reward.gated_format.accuracy_weight": 0.5, "reward.gated_format.form_weight": 0.5,
     },
 }  # fmt: skip
 #: The same for what single stages set.
@@ -229,22 +229,48 @@ def test_trains(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHAINS)
 def test_chain_trains(name: str, tmp_path: Path) -> None:
-    short = SHORT[1:] if "~trainer.steps" in CHAINS[name] else SHORT
-    own = [word for word in CHAINS[name] if not word.startswith("~")]
-    words = ["train", f"recipe={name}", f"out={tmp_path}", "name=run", *short, *own]
+    words = [
+        "train",
+        f"recipe={name}",
+        f"out={tmp_path}",
+        "name=run",
+        *SHORT[1:],
+        *CHAINS[name],
+        three_steps_each(name),
+    ]
     assert main(words) == 0
     stages = compose("train", words[1:]).config.stages
     folders = sorted(path for path in (tmp_path / "run").iterdir() if path.name[0].isdigit())
     assert [folder.name.partition("-")[2] for folder in folders] == [stage.name for stage in stages]
     for folder, stage in zip(folders, stages, strict=True):
-        if stage.command != "collect":
+        if stage.command not in ("collect", "eval"):
             assert_three_steps(folder)
     assert (tmp_path / "run" / "final" / "config.json").is_file()
 
 
+def three_steps_each(name: str) -> str:
+    """The stages of a chain as a typed option, three optimizer steps in each that trains."""
+    stages = compose("train", [f"recipe={name}"]).plain["stages"]
+    for stage in stages:
+        if "sft.phases" in stage["set"]:
+            stage["set"]["sft.phases"][0]["steps"] = 3
+        elif stage["command"] in ("train", "sft", "dpo"):
+            stage["set"]["trainer.steps"] = 3
+    return f"stages={as_typed(stages)}"
+
+
+def as_typed(value: Any) -> str:
+    """A value as the command line takes it: like JSON, but with bare keys."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {as_typed(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(as_typed, value))}]"
+    return json.dumps(value)
+
+
 def assert_three_steps(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines][:3] == [1, 2, 3]
+    assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(isinstance(line["loss"], float) for line in lines)
 
 

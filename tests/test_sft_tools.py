@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mmreason.agent.templates import writes_tools
 from mmreason.config.compose import compose
 from mmreason.config.schema import ModelConfig, RunConfig, SftPhase
 from mmreason.data.base import TASKS
@@ -17,6 +19,7 @@ from mmreason.policy.policy import Policy
 from mmreason.policy.tiny import build_model, build_processor
 from mmreason.prompt_once.prompts import IMAGE_PAD
 from mmreason.train.demonstrations import IGNORE, Collator, MixtureDataset, scripted_agents
+from mmreason.train.sft import run_sft
 
 TASKS_WITH_TOOLS = [name for name, task in TASKS if task.tools]
 MENDING = [name for name, task in TASKS if task.mends]
@@ -152,3 +155,24 @@ def test_missing_tools_are_named_before_anything_is_loaded() -> None:
     compose("sft", [*words, "agent.tools=[draw_line]"])
     with pytest.raises(ConfigError, match="no tool 'draw_lin'"):
         compose("sft", [*words, "agent.tools=[draw_line,draw_lin]"])
+
+
+@pytest.mark.parametrize("wire", ["native", "deepeyes"])
+def test_a_model_that_learns_native_calls_is_saved_with_a_template_that_writes_them(wire: str, tmp_path: Path) -> None:
+    words = [
+        "model.name=random:qwen2_5_vl",
+        f"sft.phases=[{{steps: 1, mixture: {{chart/tools-{wire}: 1}}}}]",
+        "sft.batch_size=2",
+        "agent.tools=[draw_line,horizontal_line,vertical_line,zoom]",
+        "agent.tell=false",
+        "rollout.max_new_tokens=3000",
+        "trainer.warmup_steps=0",
+        "trainer.eval_rows=0",
+        "trainer.num_threads=1",
+        f"out={tmp_path}",
+        "name=run",
+    ]
+    composed = compose("sft", words)
+    run_sft(composed.config, composed.plain)
+    saved = Policy.load(ModelConfig(name=str(tmp_path / "run" / "final")), seed=0)
+    assert writes_tools(saved) == (wire == "native")

@@ -26,7 +26,7 @@ from mmreason.config.schema import LoraConfig, ModelConfig, PolicyConfig
 from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
 from mmreason.policy.families import Family, family_of
-from mmreason.policy.tiny import EMBEDDED_DIRS, build_model, build_processor
+from mmreason.policy.tiny import EMBEDDED_DIRS, build_model, build_processor, make_target
 from mmreason.prompt_boxes import with_boxes_written
 from mmreason.records import ImageGeometry, ImageSource, Message, Rollout, Row
 from mmreason.text import extract_answer
@@ -440,7 +440,7 @@ def resolve_source(name: str) -> str:
     if not (folder / "config.json").is_file():
         raise ModelError(
             f"the embedded model '{name}' is missing from {folder}. Reinstall mmreason, or train it in a checkout: "
-            f"make {folder.name.replace('_', '-')}"
+            f"make {make_target(name)}"
         )
     return str(folder)
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: The checkpoints that ship with the package, by the names that `model.name` knows them by.
 EMBEDDED_DIRS = {name: Path(__file__).with_name(folder) for name, folder in EMBEDDED.items()}
 TINY_VLM_DIR = EMBEDDED_DIRS["tiny"]
-
 MAX_NUMBER_TOKEN = 255
 
 #: Rotary bases fitted to tiny pictures. The usual ones turn height and width by less than a hundredth of a radian across a
@@ -73,6 +72,11 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def make_target(name: str) -> str:
+    """The target of the Makefile that trains an embedded model."""
+    return EMBEDDED[name].replace("_", "-")
 
 
 def build_tokenizer(family: Family) -> PreTrainedTokenizerFast:

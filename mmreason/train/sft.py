@@ -209,7 +209,14 @@ class _Examples:
 
 
 def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
-    """The data set of the run; rows of a file that are held out for evaluation are not learned from."""
+    """The data set of the run; rows of a file that are held out for evaluation are not learned from.
+
+    A model that learns native calls keeps a chat template that writes them, so that it can be served with it.
+    """
+    if "native" in _wires_learned(config):
+        from mmreason.agent.templates import set_agent_template
+
+        set_agent_template(policy, policy.family.model_type)
     if config.data.path is not None:
         from mmreason.data.readers import image_loader, read_rows, split_rows
 
@@ -227,6 +234,16 @@ def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
     agents = scripted_agents(config, policy)
     mixture = MixtureDataset(policy, config.sft.phases, config.sft.batch_size, config.seed, agents, config.agent.format)
     return _Examples(mixture, sum(phase.steps for phase in config.sft.phases), {}, "")
+
+
+def _wires_learned(config: RunConfig) -> set[str]:
+    """The wire formats in which calls are learned; `native` is the default of mixtures that name none."""
+    if not config.agent.enabled:
+        return set()
+    if config.data.path is not None:
+        return {config.agent.format}
+    keys = [parse_mixture_key(key) for phase in config.sft.phases for key in phase.mixture]
+    return {key.format_of(config.agent.format) for key in keys if key.with_tools}
 
 
 def _held_out_scores(config: RunConfig, policy: Policy) -> dict[str, dict[str, dict[str, float | int | None]]]:
