@@ -49,7 +49,7 @@ def refused(*words: str, command: str = "train", **settings: object) -> str:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=[f"{group}={choice}" for group, choice in CHOICES])
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
-    command = "sft" if group == "recipe" and choice.startswith(("tiny_vlm", "tiny_tools")) else "train"
+    command = "sft" if group == "recipe" and choice.startswith("tiny_vlm") else "train"
     words = [f"{group}={choice}"] + (["model.name=a/b"] if choice == "custom" else [])
     words += ["reward=null", "reward.iou.weight=1"] if group == "reward" and choice == "null" else []
     needed = {"local": ["judge.model=a/b"], "endpoint": ["judge.model=m", "judge.url=https://host/v1"]}
