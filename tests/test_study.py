@@ -158,7 +158,8 @@ def test_every_study_of_the_package_plans_with_equal_compute(name: str, tmp_path
     trained = [job for job in plan.jobs if job.command == "train"]
     assert len(trained) == len(one.arms)
     # What a paper used on a large model would not be seen to the end here.
-    assert max(job.config.rollout.max_new_tokens for job in plan.jobs if job.arm) <= 160
+    tools = any(job.config.agent.enabled for job in plan.jobs)
+    assert max(job.config.rollout.max_new_tokens for job in plan.jobs if job.arm) <= (800 if tools else 160)
     assert len({json.dumps(job.config.model_dump(mode="json") | {"name": ""}) for job in trained}) == len(one.arms)
     for job in plan.jobs:
         if job.command == "eval":

@@ -29,6 +29,8 @@ from mmreason.study.settings import Measure, StudyConfig
 
 #: Words that the study decides itself.
 _OWN_KEYS = frozenset({"command", "name", "out", "resume", "seed", "stages", "hydra.searchpath"})
+#: Takes the training run out of a recipe that is a chain.
+_NO_CHAIN = "stages=[]"
 #: Cores are shared by jobs, not by threads: one each, so that results do not depend on `--jobs`.
 _THREADS = "trainer.num_threads=1"
 #: What arms must share for equal compute, with its name in tables.
@@ -168,7 +170,8 @@ def _composed(what: str, command: str, words: Sequence[str]) -> Composed:
         raise ConfigError(f"{what}: {error}") from None
     if composed.config.stages:
         raise ConfigError(
-            f"{what}: the recipe is a chain of stages; a study compares single training runs, after a warm_up"
+            f"{what}: the recipe is a chain of stages; a study compares single training runs, after a warm_up: "
+            f"{_NO_CHAIN} leaves the chain out"
         )
     return composed
 
@@ -203,7 +206,7 @@ def _arm_jobs(study: StudyConfig, arm: str, seed: int, out: Path, typed: Sequenc
     """The training run of an arm at a seed, and its evaluations."""
     ours = [word for word in typed if not _key(word).startswith("sft.")]
     words = [_THREADS, *study.common, *study.arms[arm].overrides, *ours, f"seed={seed}", f"out={quote(str(out))}"]
-    own = [word for word in words if _key(word) in _OWN_KEYS - {"seed", "out"}]
+    own = [word for word in words if _key(word) in _OWN_KEYS - {"seed", "out"} and word != _NO_CHAIN]
     if own:
         raise ConfigError(f"arms.{arm}: {own[0]}: the study decides this; leave it out")
     name = f"{arm}-seed{seed}"
