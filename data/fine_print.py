@@ -86,10 +86,12 @@ class PrintedBox:
 class FinePrint(ToolTask[FinePrintOptions]):
     """Read what is printed in a small box, after zooming in.
 
-    Score: exact match. Style: `direct`, which shows the box alone, enlarged: there it can be read without a tool.
+    Score: exact match. Styles: `direct`, which shows the box alone, enlarged: there it can be read without a tool; `guess`, the answer at once
+    below the whole picture, where it cannot be read: that is how a model keeps, or gets, the habit of answering in one turn.
     """
 
     metric: ClassVar[str] = "exact"
+    styles: ClassVar[tuple[str, ...]] = ("direct", "guess")
     tools: ClassVar[tuple[str, ...]] = ("zoom", "crop")
 
     @classmethod

@@ -496,3 +496,12 @@ def test_answers_are_spread(name: str) -> None:
         task = made(name, difficulty=difficulty)
         answers = [task.row(index).target["answer"] for index in range(60)]
         assert max(map(answers.count, answers)) <= most * len(answers)
+
+
+def test_a_guess_is_given_below_the_whole_picture() -> None:
+    task = made("fine_print")
+    guess, shown = task.example(3, "guess"), task.row(3)
+    assert guess.images[0].size == shown.images[0].size > task.example(3, "direct").images[0].size  # type: ignore[union-attr]
+    assert (
+        task.trace(guess, "guess", (), Frame.resized_px) == f"<think></think><answer>{shown.target['answer']}</answer>"
+    )
