@@ -47,7 +47,7 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 tiny-vlm: $(VENV)/.base ## retrain the embedded model from random weights (about an hour) into runs/tiny_vlm/final
 	OMP_NUM_THREADS=1 $(BIN)/mmreason sft recipe=tiny_vlm name=tiny_vlm trainer.num_threads=1 resume=auto
 
-tiny-vlm-tools: $(VENV)/.base ## teach the embedded model its tools (about forty minutes) into runs/tiny_tools/final
+tiny-vlm-tools: $(VENV)/.base ## teach the embedded model its tools (about an hour) into runs/tiny_tools/final
 	OMP_NUM_THREADS=1 $(BIN)/mmreason train recipe=tiny_tools name=tiny_tools trainer.num_threads=1 resume=auto
 
 bench: $(VENV)/.dev ## ours beside stock TRL: where a step's time goes, what sharing prompts saves, rewards per second

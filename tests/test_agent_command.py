@@ -15,7 +15,6 @@ from agent_sessions import TURNS, ScriptedSession
 from PIL import Image
 from rich.console import Console
 
-from mmreason.agent import command
 from mmreason.agent.command import Screen, agent_config, printable
 from mmreason.agent.preview import block_text
 from mmreason.agent.trace import read_trace, write_trace
@@ -140,24 +139,20 @@ def given(**words: object) -> argparse.Namespace:
     return argparse.Namespace(**{**usual, **words})
 
 
-@pytest.mark.parametrize("there", sorted({tuple(EMBEDDED), ("tiny",)}))
-def test_the_default_model_is_the_one_for_tools_where_it_is_there(
-    there: tuple[str, ...], photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = "tiny_tools" if "tiny_tools" in there else "tiny"
-    monkeypatch.setattr(command, "EMBEDDED", dict.fromkeys(there, "a folder"))
-    config = agent_config(given())
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_embedded_models_are_asked_in_the_form_that_they_know(model: str, photo: Path) -> None:
+    config = agent_config(given(model=None if model == "tiny_tools" else model))
     assert (config.model.name, config.agent.format, config.agent.tell) == (model, "deepeyes", False)
     # Frames are called up in the same form; pages are searched in another one, if the model knows it.
     frames = [photo, photo]
-    assert agent_config(given(hidden=frames)).agent.format == "deepeyes"
+    assert agent_config(given(model=model, hidden=frames)).agent.format == "deepeyes"
     photo.with_suffix(".txt").write_text("price list")
-    paged = agent_config(given(hidden=frames)).agent
+    paged = agent_config(given(model=model, hidden=frames)).agent
     assert paged.format == ("vrag" if model == "tiny_tools" else "deepeyes")
     assert "search" in paged.tools
     assert ("select_frames" in paged.tools) == (model == "tiny")
     # What is asked for goes first; and other models are told.
-    assert agent_config(given(format="vilasr", hidden=frames)).agent.format == "vilasr"
+    assert agent_config(given(model=model, format="vilasr", hidden=frames)).agent.format == "vilasr"
     assert agent_config(given(options=["agent.tell=true"])).agent.tell
     other = agent_config(given(model="some/model"))
     assert (other.agent.format, other.agent.tell) == ("native", True)

@@ -22,7 +22,6 @@ from rich.text import Text
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import ConfigError, DataError
 from mmreason.images import ImageLoader
-from mmreason.policy.families import EMBEDDED
 
 if TYPE_CHECKING:
     from mmreason.agent.session import Question, Step
@@ -50,7 +49,9 @@ class _Taught:
     pages_format: str
 
 
-#: Embedded models; the first one that is there is asked unless --model says otherwise.
+#: Asked unless --model says otherwise.
+DEFAULT_MODEL = "tiny_tools"
+#: Of the embedded models.
 _TAUGHT = {"tiny_tools": _Taught("deepeyes", "vrag"), "tiny": _Taught("deepeyes", "deepeyes")}
 #: Tokens of an episode: of those, and of others.
 _TAUGHT_TOKENS, _OTHER_TOKENS = 1200, 4096
@@ -75,7 +76,7 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     from mmreason.config.compose import compose
     from mmreason.config.overrides import quote
 
-    model = given.model or default_model()
+    model = given.model or DEFAULT_MODEL
     words = [*_REWARD, f"model={model}", *_of_model(model, _pages(given.hidden)), f"seed={given.seed}"]
     words += [f"agent.format={given.format}"] if given.format else []
     tools = given.tools.split(",") if given.tools else None
@@ -92,11 +93,6 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     if not config.agent.enabled:
         raise ConfigError("--tools names no tool; `mmreason tool list` shows them. Without tools: mmreason eval")
     return config
-
-
-def default_model() -> str:
-    """The embedded model that knows most of tools."""
-    return next(name for name in _TAUGHT if name in EMBEDDED)
 
 
 def _of_model(model: str, pages: Sequence[Path]) -> tuple[str, ...]:
