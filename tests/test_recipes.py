@@ -133,7 +133,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "deepeyes": {
         "rollout.group_size": 16, "rollout.max_new_tokens": 20480, "trainer.learning_rate": 1e-6, "objective.beta": 0.0,
         "agent.max_turns": 5, "reward.conditional_bonus.weight": 1.0, "reward.conditional_bonus.bonus": 1.2,
-        "reward.conditional_bonus.bonus_until": None,
     },
     "mini_o3": {
         "rollout.group_size": 16, "objective.beta": 0.0, "objective.epsilon": 0.2, "objective.epsilon_high": 0.3,
