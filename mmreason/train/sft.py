@@ -237,7 +237,7 @@ def _demonstrations(config: RunConfig, policy: Policy) -> _Examples:
 
 
 def _wires_learned(config: RunConfig) -> set[str]:
-    """The wire formats in which calls are learned; `native` is the default of mixtures that name none."""
+    """The wire formats in which calls are learned; mixtures that name none are in `agent.format`."""
     if not config.agent.enabled:
         return set()
     if config.data.path is not None:
