@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -157,6 +158,22 @@ def test_embedded_models_are_asked_in_the_form_that_they_know(model: str, photo:
     other = agent_config(given(model="some/model"))
     assert (other.agent.format, other.agent.tell) == ("native", True)
     assert other.rollout.max_new_tokens > config.rollout.max_new_tokens
+
+
+def test_the_model_of_a_run_is_asked_as_it_was_trained(random_model: Callable[[str], str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(random_model("qwen2_5_vl"), run / "final")
+    agent = {"tools": ["zoom", "crop"], "format": "deepeyes", "tell": False, "files": ["/etc/passwd"]}
+    saved = {"command": "train", "agent": agent, "rollout": {"max_new_tokens": 345}}
+    (run / "config.yaml").write_text(json.dumps(saved))
+    for place in (run, run / "final"):
+        config = agent_config(given(model=str(place)))
+        assert (config.agent.format, config.agent.tell, config.agent.tools) == ("deepeyes", False, ("zoom", "crop"))
+        assert (config.rollout.max_new_tokens, config.agent.files) == (345, ())
+    asked = agent_config(given(model=str(run), format="native", tools="rotate")).agent
+    assert (asked.format, asked.tools) == ("native", ("rotate",))
+    (run / "config.yaml").write_text(json.dumps({**saved, "agent": {**agent, "tools": []}}))
+    assert agent_config(given(model=str(run))).agent.format == "native"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,12 +74,13 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     """
     from mmreason.agent.formats import get_format
     from mmreason.config.compose import compose
-    from mmreason.config.overrides import quote
+    from mmreason.config.overrides import quote, trained_agent
 
     model = given.model or DEFAULT_MODEL
-    words = [*_REWARD, f"model={model}", *_of_model(model, _pages(given.hidden)), f"seed={given.seed}"]
+    trained = trained_agent(model)
+    words = [*_REWARD, f"model={model}", *_of_model(model, trained, _pages(given.hidden)), f"seed={given.seed}"]
     words += [f"agent.format={given.format}"] if given.format else []
-    tools = given.tools.split(",") if given.tools else None
+    tools = given.tools.split(",") if given.tools else trained.get("tools")
     if tools is None:
         named = next((word.partition("=")[2] for word in reversed(words) if word.startswith("agent.format=")), "native")
         writes = get_format(named).writes
@@ -95,8 +96,13 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
     return config
 
 
-def _of_model(model: str, pages: Sequence[Path]) -> tuple[str, ...]:
-    """The options that suit a model."""
+def _of_model(model: str, trained: Mapping[str, Any], pages: Sequence[Path]) -> tuple[str, ...]:
+    """The options that suit a model: those of the run that made it, or those of what it was taught."""
+    from mmreason.config.overrides import quote
+
+    if trained:
+        told = (f"agent.format={quote(trained['format'])}", f"agent.tell={str(trained['tell']).lower()}")
+        return (*told, f"rollout.max_new_tokens={trained['max_new_tokens']}")
     taught = _TAUGHT.get(model)
     if taught is None:
         return (f"rollout.max_new_tokens={_OTHER_TOKENS}",)

@@ -164,6 +164,24 @@ def model_words(place: str) -> list[str]:
     return words
 
 
+def trained_agent(place: str) -> dict[str, Any]:
+    """How a run that made a model let it call tools: `format`, `tell`, `tools`, `max_new_tokens`; empty if it is no such run.
+
+    Nothing else of the run's `config.yaml` is taken: a stranger's could name files.
+    """
+    folder = Path(place).expanduser()
+    run_config = _yaml(folder / "config.yaml") or _yaml(folder.parent / "config.yaml")
+    agent, rollout = run_config.get("agent"), run_config.get("rollout")
+    if "command" not in run_config or not isinstance(agent, dict) or not isinstance(rollout, dict):
+        return {}
+    tools, format_name, room = agent.get("tools"), agent.get("format"), rollout.get("max_new_tokens")
+    if not (isinstance(tools, list) and tools and all(isinstance(name, str) for name in tools)):
+        return {}
+    if not (isinstance(format_name, str) and isinstance(agent.get("tell"), bool) and isinstance(room, int)):
+        return {}
+    return {"tools": tools, "format": format_name, "tell": agent["tell"], "max_new_tokens": room}
+
+
 def weights_place(place: str) -> str:
     """Where the weights are: `final/` of a run folder; anything else is returned as it is (`~` expanded)."""
     folder = Path(place).expanduser()
