@@ -146,7 +146,8 @@ def test_an_isolated_reward_scores_like_any_other(run: Callable[..., RewardRunne
 def test_a_hostile_item_costs_its_own_value_only(
     run: Callable[..., RewardRunner], answer: str, kind: str, words: str
 ) -> None:
-    runner = run()
+    # What is not about deadlines is not to meet one, on a busy machine either.
+    runner = run() if kind == "deadline" else run(hostile={"deadline_s": 20.0})
     table = runner.score([rollout("ok"), rollout(answer), rollout("ok"), rollout("ok")])
     np.testing.assert_array_equal(table.values[:, 0], [0.2, np.nan, 0.2, 0.2])
     assert dict(table.failures) == {("hostile", kind): 1}

@@ -261,11 +261,11 @@ def test_failures_of_a_batch_are_counted_by_kind_and_stop_the_run(server: Server
     paths = ["ok"] * 4 + ["hang"] * 2 + ["error"] * 3 + ["nan", "beyond"]
     rollouts = [rollout(f"{server.url}/{path}", n) for n, path in enumerate(paths)]
     name = full_name("served")
-    table = runner().score(rollouts)
+    table = runner(deadline_s=5.0).score(rollouts)
     counted = {(name, "deadline"): 2, (name, "exception"): 3, (name, "non_finite"): 1, (name, "out_of_range"): 1}
     assert dict(table.failures) == counted
     with pytest.raises(RewardFailure, match="503|deadline") as caught:
-        runner(max_failure_share=0.5).score(rollouts)
+        runner(max_failure_share=0.5, deadline_s=5.0).score(rollouts)
     assert "7 of 11" in str(caught.value)
 
 
