@@ -225,12 +225,30 @@ def placed_row(
     """The row with its images found and its boxes checked against them, and the images' sizes.
 
     Raises:
-        RowProblem: a box does not fit. ImageError: an image cannot be used.
+        RowProblem: a box does not fit, or `hidden` is no pictures by name. ImageError: an image cannot be used.
     """
     images = tuple(str(loader.resolve(image)) for image in raw.image_paths)
     sizes = tuple(size_of(image) for image in images)
     messages = tuple(_placed_message(message, sizes) for message in raw.messages)
-    return Row(row_id, messages, images, _placed_target(raw, sizes), dataset, raw.columns), sizes
+    columns = _placed_hidden(raw.columns, loader, size_of)
+    return Row(row_id, messages, images, _placed_target(raw, sizes), dataset, columns), sizes
+
+
+def _placed_hidden(columns: dict[str, Any], loader: ImageLoader, size_of: Inspect) -> dict[str, Any]:
+    """The columns with the pictures that tools may bring up found and checked as those of the row are."""
+    if "hidden" not in columns:
+        return columns
+    hidden, pages = columns["hidden"], columns.get("pages", {})
+    if not isinstance(hidden, dict) or not all(isinstance(path, str) for path in hidden.values()):
+        raise RowProblem("hidden pictures", '`hidden` must hold paths of pictures by name: {"page 1": "pages/1.png"}')
+    if not isinstance(pages, dict) or not all(isinstance(page, str) for page in pages.values()):
+        raise RowProblem("pages", "`pages` must hold the texts of hidden pictures, by the same names")
+    if unknown := sorted(set(pages) - set(hidden)):
+        raise RowProblem("pages", f"`pages` has the text of {unknown[0]!r}, which is not one of `hidden`")
+    found = {name: str(loader.resolve(path)) for name, path in hidden.items()}
+    for path in found.values():
+        size_of(path)
+    return {**columns, "hidden": found}
 
 
 def _placed_target(raw: RawRow, sizes: tuple[tuple[int, int], ...]) -> dict[str, Any]:

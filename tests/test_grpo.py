@@ -427,6 +427,28 @@ def test_bad_rows_are_replaced_and_counted_or_raise(make_config: Callable[..., A
         strict.prepared(2)
 
 
+def test_a_hidden_picture_that_cannot_be_opened_costs_its_row_only(make_config: Callable[..., Any]) -> None:
+    from mmreason.policy.policy import Policy
+
+    class Second(FileRows):
+        def row(self, position: int) -> Row:
+            good = made_rows(9)[position % 9]
+            hidden = {"hidden": {"page 1": "gone.png"}} if position == 1 else {}
+            return Row(good.id, good.messages, good.images, good.target, columns=hidden)
+
+    class Loader:
+        def open(self, path: str) -> Image.Image:
+            raise ImageError(f"{path}: unreadable")
+
+    policy = Policy.load(make_config().model, device="cpu")
+    loader: Any = Loader()
+    rows = TrainingRows(Second(made_rows(9), 0), policy, loader, on_bad_row="skip")
+    assert [rows.prepared(p).row.id for p in (0, 1, 2)] == ["row/0", "row/2", "row/2"]
+    source = Second(made_rows(9), 0)
+    assert [row.id for row in rows.usable([source.row(p) for p in (0, 1, 2)], loader, "skip")] == ["row/0", "row/2"]
+    assert list(rows.skipped) == ["row/1"]
+
+
 def test_only_bad_rows_end_the_run(make_config: Callable[..., Any]) -> None:
     from mmreason.policy.policy import Policy
 

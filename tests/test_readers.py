@@ -272,10 +272,26 @@ def test_image_root_may_be_elsewhere_and_paths_absolute(folder: Path, tmp_path_f
         ({**GOOD, "id": 2, "image": "../a.png"}, r"^image \.\./a\.png: outside the image root"),
         ({**GOOD, "id": 2, "image": "https://x.org/a.png"}, r"^image https.*: URL refused: .*download"),
         ({**GOOD, "id": 2, "image": "rows.jsonl"}, r"^image .*rows\.jsonl: not an image"),
+        ({**GOOD, "id": 2, "hidden": ["a.png"]}, r"^hidden pictures: .*by name"),
+        ({**GOOD, "id": 2, "hidden": {"page 1": 1}}, r"^hidden pictures: .*by name"),
+        ({**GOOD, "id": 2, "hidden": {"page 1": "b.png"}}, r"^image b\.png: not found"),
+        ({**GOOD, "id": 2, "hidden": {"page 1": "../a.png"}}, r"^image \.\./a\.png: outside the image root"),
+        ({**GOOD, "id": 2, "hidden": {"page 1": "rows.jsonl"}}, r"^image .*rows\.jsonl: not an image"),
+        ({**GOOD, "id": 2, "hidden": {"p": "a.png"}, "pages": {"q": "text"}}, r"^pages: .*'q', which is not one"),
+        ({**GOOD, "id": 2, "hidden": {"p": "a.png"}, "pages": ["text"]}, r"^pages: .*texts"),
     ],
 )
 def test_bad_rows_are_named_with_line_and_reason(folder: Path, record: object, reason: str) -> None:
     assert re.search(reason, refusal(folder, record))
+
+
+def test_hidden_pictures_are_found_like_those_of_the_row(folder: Path) -> None:
+    row = read_one(folder, {**GOOD, "hidden": {"page 1": "sub/b.jpg"}, "pages": {"page 1": "a text"}})
+    assert row.columns["hidden"] == {"page 1": str(folder / "sub" / "b.jpg")}
+    assert row.columns["pages"] == {"page 1": "a text"}
+    (folder / "cut.jpg").write_bytes((folder / "sub" / "b.jpg").read_bytes()[:-200])
+    config = write(folder, GOOD, {**GOOD, "id": 2, "hidden": {"page 1": "cut.jpg"}})
+    assert [problem.line for problem in check_file(config).problems] == [2]
 
 
 def test_boxes_a_pixel_over_the_edge_are_cut(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
-from mmreason.agent.calls import Call, WireFormat
+from mmreason.agent.calls import Call, CallError, RawOutcome, WireFormat
 from mmreason.agent.episode import Episode, Event, Reply, Stop
 from mmreason.agent.eviction import Evicting
 from mmreason.agent.formats import get_format
@@ -27,8 +27,7 @@ from mmreason.agent.rendering import render
 from mmreason.agent.templates import HasProcessor, agent_chat, observation_ids, set_agent_template, system_with_tools
 from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.config.agent_section import AgentConfig
-from mmreason.errors import DataError, ModelError
-from mmreason.policy.policy import open_image
+from mmreason.errors import ImageError, ModelError
 from mmreason.prompt_once.generation import Generation, Sampling, TokenListener
 from mmreason.prompt_once.packing import Segment
 from mmreason.prompt_once.prompts import IMAGE_PAD, Digest, PromptStore
@@ -227,11 +226,7 @@ class AgentLoop:
 
     def pictures_of(self, row: Row) -> tuple[list[Image.Image], dict[str, Image.Image]]:
         """The pictures of a row, and those that its tools may bring up."""
-        hidden = row.columns.get("hidden", {})
-        if not isinstance(hidden, Mapping) or not all(isinstance(one, str | Image.Image) for one in hidden.values()):
-            raise DataError(f"row {row.id}: `hidden` must hold pictures, or paths of them, by name")
-        opened = {name: open_image(image, self.loader, row.id) for name, image in hidden.items()}
-        return self.policy.open_images(row, self.loader), opened
+        return self.policy.open_images(row, self.loader), self.policy.open_hidden(row, self.loader)
 
     def new_store(self, images: Sequence[Image.Image], hidden: Mapping[str, Image.Image]) -> ImageStore:
         """The pictures of an episode that begins."""
@@ -400,11 +395,11 @@ class AgentLoop:
     # ------------------------------------------------------------------ observations
 
     def _reply(
-        self, generation: Writer, store: PromptStore, index: int, running: _Running, outcomes: Sequence[Any]
+        self, generation: Writer, store: PromptStore, index: int, running: _Running, outcomes: Sequence[RawOutcome]
     ) -> bool:
         """Show a row what came of its calls; returns whether it goes on writing."""
         episode = running.episode
-        reply: Reply | None = episode.observe(outcomes)
+        reply: Reply | None = episode.observe([self._visible(one) for one in outcomes])
         if episode.stop is not None:
             return False
         assert reply is not None
@@ -426,6 +421,17 @@ class AgentLoop:
         running.seen |= seen.geometry
         running.observed += len(seen.ids)
         return True
+
+    def _visible(self, outcome: RawOutcome) -> RawOutcome:
+        """The outcome, or, where the model could see one of its pictures at no size, one that says so."""
+        try:
+            for new in outcome.new:
+                self.geometry_of(new.base.size)
+        except ImageError as error:
+            return replace(
+                outcome, text=f"the picture cannot be shown: {error}", new=(), shown=(), error=CallError.tool_failed
+            )
+        return outcome
 
     def _fits(self, running: _Running, seen: _Observation) -> bool:
         total = len(running.ids) + len(seen.ids) + self.config.min_turn_tokens

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 #: `model.name=random:qwen2_5_vl` starts from untrained weights of a tiny model of that family.
 RANDOM_PREFIX = "random:"
+#: How often the rule of sizes is applied at most: six times are needed at the grid's narrowest, and where the bounds of the budget
+#: nearly meet it never settles.
+_MAX_RESIZES = 16
 
 
 @dataclass(frozen=True)
@@ -178,21 +181,25 @@ class Policy:
     def geometry_of(self, size: tuple[int, int], max_pixels: int | None = None) -> ImageGeometry:
         """How an image of `size` (width, height) will be seen; the same rule as the family's processor.
 
-        The rule is applied until it changes nothing more, so that the processor finds nothing left to resize.
+        The rule is applied until it changes nothing more, so that the processor finds nothing left to resize. A strip that is
+        as narrow as the grid allows gives in length, a little each time: its two sides are then scaled differently.
 
         Raises:
-            ImageError: the picture is so narrow, and the pixel budget so tight, that no size satisfies both.
+            ImageError: no size satisfies the bounds, or the picture is narrower than the family's processor takes.
         """
         height, width = size[1], size[0]
         most = self.config.max_pixels if max_pixels is None else min(max_pixels, self.config.max_pixels)
-        for _ in range(4):
-            seen = smart_resize(
-                height,
-                width,
-                factor=self.family.grid_px,
-                min_pixels=self.config.min_pixels,
-                max_pixels=most,
-            )
+        for _ in range(_MAX_RESIZES):
+            try:
+                seen = smart_resize(
+                    height,
+                    width,
+                    factor=self.family.grid_px,
+                    min_pixels=self.config.min_pixels,
+                    max_pixels=most,
+                )
+            except ValueError as error:
+                raise ImageError(f"an image of {size[0]} × {size[1]} px: {error}") from error
             if seen == (height, width):
                 return ImageGeometry(size, (width, height), self.family.patch_size, self.family.merge_size)
             height, width = seen
@@ -254,6 +261,13 @@ class Policy:
     def open_images(self, row: Row, loader: ImageLoader | None = None) -> list[Image.Image]:
         """The row's pictures; paths are opened by `loader` and by nothing else."""
         return [open_image(image, loader, row.id) for image in row.images]
+
+    def open_hidden(self, row: Row, loader: ImageLoader | None = None) -> dict[str, Image.Image]:
+        """The pictures that tools may bring up, by name (`row.columns["hidden"]`), opened as the row's own are."""
+        hidden = row.columns.get("hidden", {})
+        if not isinstance(hidden, Mapping) or not all(isinstance(one, str | Image.Image) for one in hidden.values()):
+            raise DataError(f"row {row.id}: `hidden` must hold pictures, or paths of them, by name")
+        return {name: open_image(image, loader, row.id) for name, image in hidden.items()}
 
     def render(self, messages: Sequence[Message]) -> str:
         """Chat text that ends where the model begins to write."""

@@ -212,6 +212,7 @@ class TrainingRows:
         for offset in range(MAX_BAD_ROWS_IN_A_ROW):
             row = self.source.row(position + offset)
             try:
+                self.policy.open_hidden(row, self.loader)
                 return self.policy.prepare(self._augmented(row, position + offset), self.loader)
             except (ImageError, DataError) as error:
                 self._refuse_or_count(row, error, self.on_bad_row)
@@ -235,6 +236,7 @@ class TrainingRows:
         for row in rows:
             try:
                 self.policy.open_images(row, loader)
+                self.policy.open_hidden(row, loader)
             except (ImageError, DataError) as error:
                 self._refuse_or_count(row, error, on_bad_row)
             else:
