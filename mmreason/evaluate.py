@@ -24,7 +24,7 @@ from mmreason.records import Rollout, Row
 from mmreason.stats import Interval, mean_interval, paired_difference
 
 if TYPE_CHECKING:
-    from mmreason.agent.loop import AgentLoop
+    from mmreason.agent.loop import AgentLoop, Player
     from mmreason.data.readers import RowFile
     from mmreason.images import ImageLoader
     from mmreason.judge.service import JudgeService
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: First number of the seeds of masks: apart from the random streams of tasks and augmentation.
 _MASK_STREAM = 0x6D61736B
+#: How an answer begins that is given at once.
+AT_ONCE = "<think></think><answer>"
 #: What `measures` may find.
 MEASURES = ("srcc", "plcc", "unread_scores", "boxes_given", "boxes_wanted", "box_precision", "box_recall")
 
@@ -83,7 +85,8 @@ def sample_rollouts(
     temperature: float = 0.0,
     loader: ImageLoader | None = None,
     view: Callable[[Row], Row] | None = None,
-    agent: AgentLoop | None = None,
+    agent: Player | None = None,
+    at_once: bool = False,
 ) -> list[Rollout]:
     """One completion a row, in row order; `temperature=0` is greedy.
 
@@ -96,8 +99,10 @@ def sample_rollouts(
         loader: opens image paths.
         view: what the policy is shown of a row, with pictures of the same sizes; the rollouts hold the rows themselves.
         agent: runs episodes with tools, with its own limits; None = an answer in one turn.
+        at_once: begin every answer for the policy (`AT_ONCE`), so that it neither thinks nor calls; not with an agent.
     """
     rollouts: list[Rollout] = []
+    begun = policy.tokenizer(AT_ONCE, add_special_tokens=False)["input_ids"] if at_once else []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         prepared = [policy.prepare(row if view is None else view(row), loader) for row in batch]
@@ -106,9 +111,11 @@ def sample_rollouts(
             for item, trajectory in zip(prepared, played, strict=True):
                 rollouts.append(policy.episode_rollout(item, len(rollouts), trajectory))
             continue
+        if at_once:
+            prepared = [replace(item, begun=AT_ONCE) for item in prepared]
         completions = policy.generate(prepared, max_new_tokens, temperature)
         for row, item, ids in zip(batch, prepared, completions, strict=True):
-            rollouts.append(policy.rollout(row, len(rollouts), ids, item.geometry))
+            rollouts.append(policy.rollout(row, len(rollouts), [*begun, *ids], item.geometry))
     return rollouts
 
 
@@ -171,7 +178,8 @@ def evaluate(
     judge: JudgeService | None = None,
     view: Callable[[Row], Row] | None = None,
     exchange: Exchange | None = None,
-    agent: AgentLoop | None = None,
+    agent: Player | None = None,
+    at_once: bool = False,
 ) -> EvalResult:
     """Score held-out rows with every configured reward, and `accuracy`: the share whose `metric` is above `correct_at`.
 
@@ -191,6 +199,7 @@ def evaluate(
         loader=loader,
         view=view,
         agent=agent,
+        at_once=at_once,
     )
     table = _scored_once(RewardRunner(rewards, judge), rollouts, exchange)
     scores = {name: table.values[:, column] for column, name in enumerate(table.names)}
@@ -286,6 +295,8 @@ def run_eval(config: RunConfig, plain: dict[str, Any]) -> dict[str, Any]:
     summary |= {label: result.as_dict() for label, result in results.items()}
     if done.tools:
         summary["tools"] = done.tools
+    if done.oracle is not None:
+        summary["oracle"] = done.oracle.as_dict()
     if "without_tools" in results:
         title = f"{config.model.name} with tools minus without, paired:"
         summary["difference_of_tools"] = _told_difference(title, results["after"], results["without_tools"])
@@ -307,6 +318,7 @@ class _Evaluations:
     results: dict[str, EvalResult] = field(default_factory=dict)
     measures: dict[str, dict[str, float | int]] = field(default_factory=dict)
     tools: dict[str, dict[str, float]] = field(default_factory=dict)
+    oracle: EvalResult | None = None
 
 
 def _evaluate_models(
@@ -344,8 +356,12 @@ def _evaluate_models(
             loader=loader,
             judge=judge,
             view=_view(config, policy, loader),
+            at_once=config.eval.at_once,
         )
         agent = build_agent(config, policy, loader)
+        if agent is not None and config.eval.oracle and not done.oracle:
+            done.oracle = score(agent=_oracle(config, agent))
+            _tell_scores(f"the oracle of {config.task.name} on {len(rows)} held-out rows:", done.oracle.intervals())
         result = done.results[label] = score(agent=agent)
         done.measures[label] = measures(result.rollouts)
         title = f"{name} on {len(rows)} held-out rows{_shown_how(config)}"
@@ -354,11 +370,21 @@ def _evaluate_models(
             used = done.tools[label] = _tool_use(result)
             shown = {key: value for key, value in used.items() if value or "/failures/" not in key}
             _tell_scores("how it used its tools:", {}, shown)
-        if config.eval.without_tools and label == "after":
+        if agent is not None and config.eval.without_tools != "no" and label == "after":
             torch.manual_seed(config.seed)
-            done.results["without_tools"] = score(agent=None)
-            _tell_scores(f"{title}, without tools:", done.results["without_tools"].intervals())
+            at_once = config.eval.without_tools == "at_once"
+            done.results["without_tools"] = score(agent=None, at_once=at_once)
+            how = "without tools, at once" if at_once else "without tools"
+            _tell_scores(f"{title}, {how}:", done.results["without_tools"].intervals())
     return done
+
+
+def _oracle(config: RunConfig, agent: AgentLoop) -> Player:
+    """The oracle of the task, playing through the loop."""
+    from mmreason.agent.scripted import OraclePlayer
+    from mmreason.data.base import build_task
+
+    return OraclePlayer(agent, build_task(config.task, config.seed))
 
 
 def _told_difference(title: str, after: EvalResult, before: EvalResult) -> dict[str, Any]:

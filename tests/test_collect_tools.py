@@ -246,7 +246,11 @@ def test_options_that_need_tools_or_forbid_them() -> None:
     for word, said in [
         ("collect collect.revised_only=true", "give agent.tools"),
         ("collect collect.pairs=true agent.tools=[crop]", "preference training has no turns"),
-        ("eval eval.without_tools=true", "give agent.tools"),
+        ("eval eval.without_tools=at_once", "give agent.tools"),
+        ("eval eval.at_once=true agent.tools=[crop]", "leaves no turn for tools"),
+        ("eval eval.oracle=true", "give agent.tools"),
+        ("eval eval.oracle=true agent.tools=[crop] task=maze", "add 'agent.tools=\\[crop,draw_line"),
+        ("eval eval.oracle=true agent.tools=[crop] task=grounding", "task grounding has no oracle"),
     ]:
         command, *words = word.split()
         with pytest.raises(ConfigError, match=said):

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from played_processes import Together
 
 from mmreason.agent.calls import CallError
-from mmreason.config.compose import plain_dict
-from mmreason.evaluate import run_eval
+from mmreason.agent.loop import build_agent
+from mmreason.agent.scripted import OraclePlayer
+from mmreason.config.compose import compose, plain_dict
+from mmreason.data.base import TASKS, build_task
+from mmreason.evaluate import evaluate, held_out_rows, run_eval
+from mmreason.policy.policy import Policy
 from mmreason.records import Rollout, Row, Turn
 from mmreason.train.alarms import AlarmBook
 from mmreason.train.tool_metrics import EpisodeFacts, gathered_tool_metrics, tool_metrics
@@ -156,7 +160,7 @@ def test_an_evaluation_tells_how_tools_were_used_and_compares_with_none(
         command="eval",
         task={"name": "fine_print"},
         agent={"tools": ("zoom",), "workers": 0},
-        eval={"without_tools": True},
+        eval={"without_tools": "one_turn"},
         trainer={"eval_rows": 3},
     )
     summary = run_eval(config, plain_dict(config))
@@ -169,6 +173,66 @@ def test_an_evaluation_tells_how_tools_were_used_and_compares_with_none(
     said = capsys.readouterr().out
     assert "how it used its tools:" in said
     assert "with tools minus without, paired:" in said
+
+
+@pytest.mark.parametrize("name", ["maze", "spatial", "chart", "fine_print", "pages", "tracking"])
+@pytest.mark.parametrize("form", ["native", "deepeyes"])
+def test_the_oracle_is_right_on_every_row_through_the_loop(name: str, form: str) -> None:
+    tools = TASKS.get(name).tools
+    config = compose(
+        "eval",
+        [
+            "model=tiny_tools", f"task={name}", f"agent.tools=[{','.join(tools)}]", f"agent.format={form}", "agent.workers=0",
+            "agent.max_turns=20", "agent.max_calls=20", "agent.max_pictures=20", "agent.max_observation_tokens=20000",
+            "rollout.max_new_tokens=20000", "trainer.eval_rows=24", "eval.oracle=true",
+        ],
+    )  # fmt: skip
+    policy = Policy.load(config.config.model)
+    policy.share_prompts(config.config.policy)
+    rows, metric, correct_at, _ = held_out_rows(config.config)
+    agent = build_agent(config.config, policy)
+    assert agent is not None
+    result = evaluate(
+        policy,
+        rows,
+        config.config.reward,
+        metric=metric,
+        correct_at=correct_at,
+        max_new_tokens=1,
+        agent=OraclePlayer(agent, build_task(config.config.task, config.config.seed)),
+    )
+    assert result.scores["accuracy"].tolist() == [1.0] * 24
+    assert all(rollout.stop_reason == "stop" and len(rollout.turns) > 1 for rollout in result.rollouts)
+
+
+def test_a_model_that_would_call_can_be_made_to_answer_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["recipe=deepeyes", "agent.tools=[zoom,crop]", "task=fine_print", "trainer.eval_rows=12", "agent.workers=0"]
+    composed = compose("eval", [*words, "eval.without_tools=at_once", "eval.oracle=true"])
+    summary = run_eval(composed.config, composed.plain)
+    assert summary["oracle"]["accuracy"]["mean"] == 1.0
+    # It calls always when it may; now it answers, in one of the words it knows, after what was written for it.
+    assert summary["without_tools"]["turn_format"]["mean"] == 1.0
+    assert summary["without_tools"]["completion_length"]["mean"] < summary["after"]["completion_length"]["mean"] / 4
+    assert summary["without_tools"]["accuracy"]["mean"] < summary["after"]["accuracy"]["mean"]
+    said = capsys.readouterr().out
+    assert "the oracle of fine_print on 12 held-out rows:" in said
+    assert "without tools, at once:" in said
+
+
+@pytest.mark.parametrize("prompt_once", ["force", "off"])
+def test_an_answer_that_was_begun_goes_on_from_there(prompt_once: str) -> None:
+    config = compose("eval", ["task=grounding", "eval.at_once=true", f"policy.prompt_once={prompt_once}"]).config
+    policy = Policy.load(config.model)
+    policy.share_prompts(config.policy)
+    rows, metric, correct_at, _ = held_out_rows(config)
+    options: dict[str, Any] = {"metric": metric, "correct_at": correct_at, "max_new_tokens": 64}
+    begun = evaluate(policy, rows[:6], config.reward, at_once=True, **options)
+    free = evaluate(policy, rows[:6], config.reward, **options)
+    assert all(one.text.startswith("<think></think><answer>[") and one.stop_reason == "stop" for one in begun.rollouts)
+    assert begun.mean("completion_length") < free.mean("completion_length") or begun.rollouts == free.rollouts
 
 
 # ---------------------------------------------------------------------- alarms

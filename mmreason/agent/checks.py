@@ -22,8 +22,14 @@ def agent_problems(config: RunConfig) -> list[str]:
     problems = _mixture_problems(config)
     if config.command == "collect":
         problems += _collect_problems(config)
-    if config.eval.without_tools and not config.agent.enabled:
+    if config.eval.without_tools != "no" and not config.agent.enabled:
         problems.append("eval.without_tools compares with an evaluation with tools: give agent.tools, or leave it out")
+    if config.eval.at_once and config.agent.enabled:
+        problems.append(
+            "eval.at_once leaves no turn for tools: leave agent.tools out, or say eval.without_tools=at_once"
+        )
+    if config.eval.oracle:
+        problems += _oracle_problems(config)
     if not config.agent.enabled:
         return problems
     load_tool_files(config.agent.files)
@@ -47,6 +53,22 @@ def agent_problems(config: RunConfig) -> list[str]:
             f"rollout.max_new_tokens={config.rollout.max_new_tokens}"
         )
     return problems
+
+
+def _oracle_problems(config: RunConfig) -> list[str]:
+    if not config.agent.enabled:
+        return ["eval.oracle plays through tools: give agent.tools, or leave it out"]
+    if config.data.path is not None:
+        return ["eval.oracle: rows of a file have no oracle; leave it out, or take a task"]
+    needed = TASKS.get(config.task.name).tools
+    if not needed:
+        return [f"eval.oracle: task {config.task.name} has no oracle with tools; leave it out"]
+    missing = [tool for tool in needed if tool not in config.agent.tools]
+    if missing:
+        return [
+            f"eval.oracle calls {', '.join(missing)}: add 'agent.tools=[{','.join([*config.agent.tools, *missing])}]'"
+        ]
+    return []
 
 
 def _collect_problems(config: RunConfig) -> list[str]:

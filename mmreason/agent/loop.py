@@ -47,6 +47,14 @@ _FORGETTING = (
 )
 
 
+class Player(Protocol):
+    """What answers rows in episodes: `AgentLoop`, or a script."""
+
+    def play(self, prepared: Sequence[Prepared], *, temperature: float = 0.0) -> list[Trajectory]:
+        """An episode for each prompt."""
+        ...
+
+
 class Writer(Protocol):
     """What writes the turns: `mmreason.prompt_once.generation.Generation`, or a script."""
 

@@ -82,6 +82,27 @@ def play_script(
     return loop.run(turns, store, [0] * len(ready), ready, sampling, listener, token_listener)
 
 
+@dataclass(frozen=True)
+class OraclePlayer:
+    """Stands where a model would be evaluated: the task's oracle answers every row, through the loop.
+
+    Attributes:
+        loop: with the tools that the oracle calls.
+        task: has the oracle.
+    """
+
+    loop: AgentLoop
+    task: Task[TaskOptions]
+
+    def play(self, prepared: Sequence[Prepared], *, temperature: float = 0.0) -> list[Trajectory]:
+        """An episode a prompt; an oracle has no temperature.
+
+        Raises:
+            DataError: the format cannot write one of its turns. ConfigError: the task has no oracle.
+        """
+        return play_script(self.loop, prepared, [plan_texts(self.loop, self.task, item) for item in prepared])
+
+
 def planned_turns(
     loop: AgentLoop, task: Task[TaskOptions], prepared: Prepared, *, mended: bool = False
 ) -> list[PlannedTurn]:

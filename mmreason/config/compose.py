@@ -486,7 +486,14 @@ def _disagreements(config: RunConfig) -> list[str]:
                 for name in config.augment.active()
             ]
     problems += _judge_problems(config) if config.command not in ("sft", "dpo") else []
-    if config.agent.enabled or config.sft.phases or config.eval.without_tools or config.collect.revised_only:
+    if (
+        config.agent.enabled
+        or config.sft.phases
+        or config.eval.without_tools != "no"
+        or config.eval.at_once
+        or config.eval.oracle
+        or config.collect.revised_only
+    ):
         from mmreason.agent.checks import agent_problems
 
         problems += agent_problems(config)

@@ -222,8 +222,16 @@ class EvalConfig(Section):
         0.0, description="chance of each cell of a picture to be blackened before the model sees it; 0 = whole pictures"
     )
     mask_patch_px: PositiveInt = Field(14, description="side of such a cell in pixels of the original picture")
-    without_tools: bool = Field(
-        False, description="with agent.tools: also evaluate `model` without them, and compare row by row"
+    without_tools: Literal["no", "one_turn", "at_once"] = Field(
+        "no",
+        description="with agent.tools: also evaluate `model` without them, in one turn that tells of no tool, and compare row by "
+        "row; at_once = its answer is begun for it, so that it cannot call",
+    )
+    at_once: bool = Field(
+        False, description="begin every answer for the model, so that it answers without thinking; not with agent.tools"
+    )
+    oracle: bool = Field(
+        False, description="with agent.tools: also play the task's oracle, turn by turn, as an upper bound"
     )
 
 

@@ -47,12 +47,17 @@ _MAX_RESIZES = 16
 
 @dataclass(frozen=True)
 class Prepared:
-    """A row ready for the model: chat messages, and images at the size the model sees."""
+    """A row ready for the model: chat messages, and images at the size the model sees.
+
+    Attributes:
+        begun: how the model's turn begins, written for it; empty in training.
+    """
 
     row: Row
     messages: list[Message]
     images: list[Image.Image]
     geometry: tuple[ImageGeometry, ...]
+    begun: str = ""
 
 
 class Policy:
@@ -278,7 +283,7 @@ class Policy:
         """Left-padded model inputs of several prompts: ids and mask `[B, T]`, pixels, grids."""
         images = [item.images for item in prepared]
         inputs = self.processor(
-            text=[self.render(item.messages) for item in prepared],
+            text=[self.render(item.messages) + item.begun for item in prepared],
             images=images if any(images) else None,
             padding=True,
             padding_side="left",

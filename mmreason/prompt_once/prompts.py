@@ -185,7 +185,7 @@ class PromptStore:
 
     def _expanded(self, row: Prepared, digests: Sequence[Digest]) -> str:
         """The chat text with as many placeholders as each picture has tokens."""
-        pieces = self.policy.render(row.messages).split(IMAGE_PAD)
+        pieces = (self.policy.render(row.messages) + row.begun).split(IMAGE_PAD)
         if len(pieces) - 1 != len(digests):
             raise DataError(
                 f"row {row.row.id}: its text has {len(pieces) - 1} image placeholder(s) but {len(digests)} image(s). "
