@@ -28,7 +28,7 @@ from mmreason.study.figure import smooth
 from mmreason.study.page import evaluate_study, markdown, write_report
 from mmreason.study.planning import Plan, plan_study
 from mmreason.study.reading import read_numbers
-from mmreason.study.records import is_finished, refuse_other_study, write_record
+from mmreason.study.records import is_finished, refuse_other_study, write_record, write_session
 from mmreason.study.running import Runner, State, locked, log_tail
 from mmreason.study.screen import Screen, time_left
 from mmreason.study.settings import Measure, StudyConfig, find_study, read_study, study_files
@@ -289,6 +289,34 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (baseline / "summary.json").stat().st_mtime_ns == before
     assert [line["step"] for line in read_metrics(method / "metrics.jsonl")] == list(range(1, 21))
     assert "continuing" in (tmp_path / "logs" / "method-seed0.log").read_text()
+
+
+@pytest.mark.slow
+def test_two_runs_go_side_by_side_and_the_page_tells_the_time(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path, "trainer.steps=2", "trainer.eval_rows=2", seeds=[0], evals={}, measures=SMALL["measures"][:1]
+    )
+    together: list[int] = []
+
+    def show(runner: Runner) -> None:
+        together.append(sum(state.stage == "running" for state in runner.states.values()))
+
+    runner = Runner(plan, 2, show)
+    runner.run()
+    assert [state.stage for state in runner.states.values()] == ["finished", "finished"]
+    assert max(together) == 2
+    started = {name: state.started for name, state in runner.states.items()}
+    ended = {name: state.started + state.seconds for name, state in runner.states.items()}
+    assert max(started.values()) < min(ended.values())
+    write_session(plan, 500.0, 2, 2)
+    write_session(plan, 220.0, 1, 1)
+    write_session(plan, 9.0, 2, 0)  # nothing ran: it only wrote the page
+    numbers = read_numbers(plan)
+    page = markdown(plan, numbers, evaluate_study(plan, numbers), "figure.svg")
+    assert "took 12 minutes by the clock, 2; 1 jobs at once." in page
+    (plan.out / "sessions.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="sessions.jsonl is damaged"):
+        markdown(plan, numbers, evaluate_study(plan, numbers), "figure.svg")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ What enters: parsed words of the command line. What leaves: the exit code: 0 don
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmreason.errors import ConfigError
 from mmreason.study.page import evaluate_study, write_report
 from mmreason.study.planning import Plan, plan_study
 from mmreason.study.reading import read_numbers
-from mmreason.study.records import is_finished, refuse_other_study
+from mmreason.study.records import is_finished, refuse_other_study, write_session
 from mmreason.study.running import Runner
 from mmreason.study.screen import Screen
 from mmreason.study.settings import find_study, read_study, study_files
@@ -80,7 +81,10 @@ def run_study(
     print(f"{study.title}\n{len(plan.jobs)} jobs, {jobs} at once -> {plan.out}", flush=True)
     with Screen() as screen:
         runner = Runner(plan, jobs, screen)
+        started = time.monotonic()
         runner.run()
+        ran = sum(state.stage in ("finished", "failed", "stopped") for state in runner.states.values() if state.started)
+        write_session(plan, time.monotonic() - started, jobs, ran)
     code = 1 if runner.failed else 0
     if any(is_finished(plan, job) for job in plan.jobs if job.command == "train"):
         # Half a study is no documentation.

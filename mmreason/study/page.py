@@ -21,6 +21,7 @@ from mmreason.stats import Interval, t_interval
 from mmreason.study.figure import draw
 from mmreason.study.planning import COMPUTE, Plan
 from mmreason.study.reading import Cost, Numbers
+from mmreason.study.records import read_sessions
 from mmreason.study.settings import BASELINE, Measure
 from mmreason.study.verdict import Comparison, Decision, compare, decide, describe, percent, signed
 
@@ -125,6 +126,7 @@ def markdown(plan: Plan, numbers: Numbers, result: Result, figure: str) -> str:
         "## Compute",
         _compute_table(plan, numbers),
         _compute_notes(plan),
+        _clock(plan),
         "## Deviations and limits",
         "\n".join(f"- {line}" for line in _deviations(plan, numbers)),
     ]
@@ -228,6 +230,16 @@ def _mean_cost(costs: Mapping[int, Cost], show: Any) -> str:
             )
         )
     )
+
+
+def _clock(plan: Plan) -> str:
+    """How long the whole study took, warm-up and evaluations included."""
+    sessions = read_sessions(plan)
+    if not sessions:
+        return ""
+    minutes = sum(one["seconds"] for one in sessions) / 60
+    at_once = "; ".join(dict.fromkeys(f"{one['jobs_at_once']:.0f}" for one in sessions))
+    return f"The whole study, warm-up and evaluations included, took {minutes:.0f} minutes by the clock, {at_once} jobs at once."
 
 
 def _compute_notes(plan: Plan) -> str:

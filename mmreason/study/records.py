@@ -20,6 +20,8 @@ from mmreason.run_records import RunFolder, to_plain, write_atomically
 from mmreason.study.planning import Job, Plan
 
 _WEIGHTS = "# weights: "
+#: One line for each time that jobs of a study ran.
+_SESSIONS = "sessions.jsonl"
 #: What may differ between the two halves of a run that is continued.
 _FREE = ("trainer.num_threads", "about", "source")
 
@@ -72,6 +74,27 @@ def write_record(plan: Plan, job: Job) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, f"{_WEIGHTS}{now}\n{text}".encode())
     return file
+
+
+def write_session(plan: Plan, seconds: float, jobs_at_once: int, jobs_run: int) -> None:
+    """Keep how long jobs of the study ran, by the clock; nothing where all had been finished before."""
+    if not jobs_run:
+        return
+    line = json.dumps({"seconds": round(seconds, 1), "jobs_at_once": jobs_at_once, "jobs_run": jobs_run})
+    with (plan.out / _SESSIONS).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def read_sessions(plan: Plan) -> list[dict[str, float]]:
+    """What `write_session` kept, in order; raises `DataError` for a damaged file."""
+    path = plan.out / _SESSIONS
+    if not path.is_file():
+        return []
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{key: float(one[key]) for key in ("seconds", "jobs_at_once", "jobs_run")} for one in found]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged: {error!r}. Remove it; the page then names no time.") from None
 
 
 def is_finished(plan: Plan, job: Job) -> bool:
