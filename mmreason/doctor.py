@@ -315,7 +315,9 @@ def check_plugins() -> Iterator[Check]:
             # Tools and text readers, rewards and shapers come through one door: an entry point is told once.
             if (registry.entry_point_group, name) not in told:
                 told.add((registry.entry_point_group, name))
-                yield Check("plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package")
+                yield Check(
+                    "plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package"
+                )
 
 
 def memory_limit_bytes() -> int | None:
