@@ -228,6 +228,23 @@ def test_a_tool_called_by_hand_changes_the_picture(page: Any, photo: Path) -> No
     assert "has no area" in value(page, "tool-text")
 
 
+def test_pages_that_are_uploaded_are_searched_by_hand(page: Any, tmp_path: Path) -> None:
+    for number, words in enumerate(("annual report", "revenue of May")):
+        Image.new("RGB", (60, 40 + 20 * number), (220, 220, 220)).save(tmp_path / f"p{number}.png")
+        (tmp_path / f"p{number}.txt").write_text(words)
+    until(lambda: find(page, "#hidden button"), 20).click()
+    files = "\n".join(str(path) for path in sorted(tmp_path.iterdir()))
+    until(lambda: find(page, "#hidden-files input[type=file]"), 20).send_keys(files)
+    until(lambda: "p1.txt" in find(page, "#hidden-files").text.replace("\n", ""), 20)
+    next(tab for tab in page.find_elements("css selector", '[role="tab"]') if "by hand" in tab.text).click()
+    choose(page, "tool-name", "search")
+    until(lambda: find(page, "#arg-query textarea"), 20)
+    write(page, "arg-query", "revenue")
+    page.find_element("css selector", "#tool-run").click()
+    until(lambda: value(page, "tool-text") == "new: img_0. p1", 30)
+    assert until(lambda: shown_picture(page, "tool-after")).size == (60, 60)
+
+
 def choose(browser: Any, name: str, text: str) -> None:
     """Pick from a dropdown by typing."""
     field = until(lambda: find(browser, f"#{name} input"), 20)
