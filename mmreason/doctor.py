@@ -32,14 +32,25 @@ _MARKS = {
     "bad": "[red]BAD[/]",
 }
 #: (module, attribute) of every plug-in registry.
-REGISTRIES = (("mmreason.scoring", "REWARDS"), ("mmreason.scoring", "SHAPERS"), ("mmreason.data.base", "TASKS"))
+REGISTRIES = (
+    ("mmreason.scoring", "REWARDS"),
+    ("mmreason.scoring", "SHAPERS"),
+    ("mmreason.data.base", "TASKS"),
+    ("mmreason.objectives.registry", "LOSS_TERMS"),
+    ("mmreason.objectives.registry", "ADVANTAGES"),
+    ("mmreason.agent.tools", "TOOLS"),
+    ("mmreason.agent.text_reading", "TEXT_READERS"),
+)
 #: Import name of optional packages -> what they give, how to get them.
 EXTRAS = {
     "flash_attn": (
         "faster attention on a GPU",
         "pip install 'mmreason[flash]' (compiles; needs the CUDA toolkit)",
     ),
-    "vllm": ("faster sampling on a GPU", "pip install 'mmreason[vllm]'"),
+    "vllm": (
+        "a server for trained models and for judges; mmreason itself samples without it, with tools and without",
+        "pip install 'mmreason[vllm]'",
+    ),
     "gradio": ("web pages", "pip install 'mmreason[demo]'"),
 }
 #: Name of the check of the embedded model.
@@ -93,6 +104,7 @@ def examine() -> Iterator[Check]:
     yield from check_torch()
     yield from check_models()
     yield from check_extras()
+    yield from check_text_readers()
     yield from check_plugins()
 
 
@@ -265,8 +277,26 @@ def check_extras() -> Iterator[Check]:
     yield Check("optional", "browser", "ok" if there else "missing", found, advice)
 
 
+def check_text_readers() -> Iterator[Check]:
+    """The engine that reads text off pictures, for the tools `read_text` and `search`."""
+    try:
+        from mmreason.agent.text_reading import chosen_reader
+        from mmreason.errors import PluginError
+
+        name = chosen_reader().name
+    except PluginError as error:
+        found = "none: read_text cannot read, and search finds only pages that come with a text"
+        yield Check("optional", "text reader", "missing", found, str(error))
+    except Exception as error:  # noqa: BLE001 - a plug-in's engine may raise anything when it is asked whether it is there
+        found = f"{type(error).__name__}: {_first_line(error)}"
+        yield Check("optional", "text reader", "missing", found, "repair or uninstall it")
+    else:
+        yield Check("optional", "text reader", "ok", f"{name}, for the tools read_text and search")
+
+
 def check_plugins() -> Iterator[Check]:
     """Every registry: how many plug-ins, and which entry points failed to load, by name."""
+    told: set[tuple[str, str]] = set()
     for module, attribute in REGISTRIES:
         try:
             registry = getattr(importlib.import_module(module), attribute)
@@ -282,7 +312,12 @@ def check_plugins() -> Iterator[Check]:
             continue
         yield Check("plug-ins", f"{registry.kind}s", "ok", ", ".join(names) or "none")
         for name, reason in sorted(registry.broken.items()):
-            yield Check("plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package")
+            # Tools and text readers, rewards and shapers come through one door: an entry point is told once.
+            if (registry.entry_point_group, name) not in told:
+                told.add((registry.entry_point_group, name))
+                yield Check(
+                    "plug-ins", f"{registry.kind} {name}", "missing", reason, "repair or uninstall that package"
+                )
 
 
 def memory_limit_bytes() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import shutil
@@ -17,9 +18,11 @@ from PIL import Image
 from rich.console import Console
 
 from mmreason.agent.command import Screen, agent_config, printable
+from mmreason.agent.page_start import PageStart
 from mmreason.agent.preview import block_text
 from mmreason.agent.trace import read_trace, write_trace
 from mmreason.agent.words import agent
+from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError, DataError
 from mmreason.policy.families import EMBEDDED
 
@@ -189,6 +192,13 @@ def test_the_model_of_a_run_is_asked_as_it_was_trained(random_model: Callable[[s
         (["--image", "my photo.png", "What?", "--out", "."], "something already"),
         (["--image", "my photo.png", "What?", "--temperature", "hot"], "from 0 to 10"),
         (["--image", "my photo.png", "What?", "--format", "smoke"], "invalid choice"),
+        (["--image", "my photo.png", "What?", "--port", "8000"], "add --web"),
+        (["--hidden", "my photo.png", "What?", "--tools", "crop"], "can bring up pages or frames: add search"),
+        (["--web", "--hidden", "my photo.png", "--tools", "crop"], "can bring up pages or frames: add search"),
+        (["--web", "--out", "here"], "--out: the page saves a trace where its button is pressed"),
+        (["--web", "--image", "my foto.png"], "Did you mean 'my photo.png'"),
+        (["--web", "max_turn=3"], "Did you mean 'max_turns'"),
+        (["--web", *["--image", "my photo.png"] * 33], "a question may have 32"),
     ],
 )
 def test_refusals_say_what_to_do(photo: Path, words: list[str], message: str) -> None:
@@ -196,6 +206,89 @@ def test_refusals_say_what_to_do(photo: Path, words: list[str], message: str) ->
     with pytest.raises(ConfigError, match=message):
         agent(words)
     assert not Path("traces").exists()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, int | None, PageStart]]:
+    """The pages that would have been opened."""
+    found: list[tuple[RunConfig, int | None, PageStart]] = []
+    monkeypatch.setattr("mmreason.agent.web.open_page", lambda *given: found.append(given))
+    return found
+
+
+def test_the_page_opens_with_all_that_was_given(
+    photo: Path, opened: list[tuple[RunConfig, int | None, PageStart]]
+) -> None:
+    pages = [photo.with_name(name) for name in ("p1.png", "p2.png")]
+    for path in pages:
+        shutil.copy(photo, path)
+    pages[1].with_suffix(".txt").write_text("price list")
+    words = [
+        "--web",
+        "--port",
+        "7999",
+        "--image",
+        photo.name,
+        "--hidden",
+        "p1.png",
+        "--hidden",
+        "p2.png",
+        "--answer",
+        "red",
+    ]
+    words += ["--temperature", "0.5", "--seed", "7", "What is 2=2?", "max_turns=3"]
+    assert agent(words) == 0
+    ((config, port, start),) = opened
+    assert port == 7999
+    hidden = tuple(Path(name) for name in ("p1.png", "p2.png", "p2.txt"))
+    assert start == PageStart("What is 2=2?", (Path(photo.name),), hidden, "red", 0.5, 7)
+    assert (config.agent.max_turns, config.agent.format, config.seed) == (3, "vrag", 7)
+
+
+def test_the_page_opens_empty_and_pages_may_come_later(
+    photo: Path, opened: list[tuple[RunConfig, int | None, PageStart]]
+) -> None:
+    assert photo.is_file()
+    assert agent(["--web", "max_turns=3", "max_calls=2"]) == 0
+    assert agent(["--web", "--tools", "crop"]) == 0
+    (config, _, start), (chosen, _, _) = opened
+    assert start == PageStart()
+    assert (config.agent.max_turns, config.agent.max_calls) == (3, 2)
+    assert {"search", "select_frames", "zoom"} <= set(config.agent.tools)
+    assert chosen.agent.tools == ("crop",)
+
+
+def test_pages_are_told_apart_and_texts_belong_to_one(photo: Path) -> None:
+    other = photo.with_name("other")
+    other.mkdir()
+    shutil.copy(photo, other / photo.name)
+    for words in (["What?"], ["--web"]):
+        with pytest.raises(ConfigError, match="two files have the same name"):
+            agent([*words, "--hidden", photo.name, "--hidden", f"other/{photo.name}"])
+    (photo.parent / "notes.txt").write_text("x")
+    with pytest.raises(ConfigError, match=r"notes.txt: belongs to no picture"):
+        PageStart(hidden=(photo, photo.parent / "notes.txt")).check()
+    photo.with_suffix(".txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match=r"my photo.txt: the text of a page cannot be read"):
+        agent(["--web", "--hidden", photo.name])
+    with pytest.raises(ConfigError, match="129 pages and frames"):
+        PageStart(hidden=(photo,) * 129).check()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="needs gradio, from the demo extra")
+def test_what_was_given_stands_on_the_page(scripted_session: ScriptedSession, photo: Path) -> None:
+    from mmreason.agent.web import build_page
+
+    page = photo.with_name("p1.png")
+    shutil.copy(photo, page)
+    page.with_suffix(".txt").write_text("price list")
+    start = PageStart("What?", (photo,), (page, page.with_suffix(".txt")), "red", 0.5, 7)
+    built = build_page(scripted_session, photo.parent, start)
+    found = {one["props"].get("elem_id"): one["props"].get("value") for one in built.get_config_file()["components"]}
+    assert [found[f"ask-{name}"] for name in ("question", "answer", "temperature", "seed")] == ["What?", "red", 0.5, 7]
+    assert [one["image"]["orig_name"] for one in found["ask-image"]] == [photo.name]
+    assert [one["orig_name"] for one in found["hidden-files"]] == ["p1.png", "p1.txt"]
+    assert found["tool-image"]["orig_name"] == photo.name
 
 
 def test_a_replay_of_nothing_is_explained(photo: Path) -> None:

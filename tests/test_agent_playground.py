@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image, ImageChops
 
 from mmreason.agent.images import ImageStore
 from mmreason.agent.playground import Playground, ToolField, arguments_of, fields_of
+from mmreason.agent.text_reading import TEXT_READERS, FoundText, text_reader
 from mmreason.agent.web import require_gradio
 from mmreason.errors import ConfigError
 
@@ -25,21 +27,81 @@ def store() -> ImageStore:
     return ImageStore([Image.linear_gradient("L").convert("RGB").resize((120, 80))])
 
 
-def test_every_tool_has_a_form_whose_first_values_are_a_legal_call_or_explained(
-    playground: Playground, store: ImageStore
-) -> None:
-    carried_out = []
-    for name in playground.names:
-        pictures = ImageStore([store["img_0"].base])
+#: What a person has to write where a form's first values say too little.
+WRITTEN = {
+    "label": {"text": "a"},
+    "search": {"query": "revenue of May"},
+}
+PAGES = {"cover": "annual report", "sales": "revenue of May: 12"}
+
+
+class SameReader:
+    """Reads the same on every picture."""
+
+    def read(self, image: Image.Image) -> list[FoundText]:
+        return [FoundText("revenue of May: 12", (0.0, 0.0, float(image.width), float(image.height)))]
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that is there on every machine."""
+    TEXT_READERS.names()
+    monkeypatch.setattr(TEXT_READERS, "_items", dict(TEXT_READERS._items))
+    text_reader("same", rank=-1)(SameReader)
+
+
+def hidden_pages() -> dict[str, Image.Image]:
+    return {name: Image.new("RGB", (60, 40 + 20 * number), "white") for number, name in enumerate(PAGES)}
+
+
+@pytest.mark.usefixtures("reader")
+def test_every_tool_can_be_called_by_hand(playground: Playground, store: ImageStore) -> None:
+    first = store["img_0"].base
+    # Other tests may have registered tools of their own.
+    names = [name for name in playground.names if playground.spec(name).function.__module__.startswith("mmreason.")]
+    assert len(names) == 18
+    for name in names:
+        pictures = ImageStore([first, first.rotate(180)], hidden_pages())
         fields = fields_of(playground.spec(name), pictures.ids, (120, 80))
         assert {one.argument for one in fields} == set(playground.spec(name).parameters)
-        found = playground.call(pictures, name, arguments_of(fields, [one.value for one in fields]))
+        arguments = arguments_of(fields, [one.value for one in fields]) | WRITTEN.get(name, {})
+        found = playground.call(pictures, name, arguments, PAGES)
+        assert found.error is None, f"{name}: {found.text}"
         assert found.text or found.after is not None
-        if found.error is None:
-            carried_out.append(name)
-    assert {"crop", "zoom", "draw_box", "draw_line", "draw_point", "grid", "horizontal_line", "rotate"} <= set(
-        carried_out
+
+
+def test_pages_and_frames_are_brought_up_by_hand(playground: Playground, store: ImageStore) -> None:
+    pictures = ImageStore([store["img_0"].base], hidden_pages())
+    found = playground.call(pictures, "search", {"query": "revenue"}, PAGES)
+    assert (found.error, found.text, found.new_ids) == (None, "sales", ("img_1",))
+    assert found.after is not None
+    assert found.after.size == (60, 60)
+    found = playground.call(pictures, "select_frames", {"frames": [1]})
+    assert (found.error, found.text, found.new_ids) == (None, "cover", ("img_2",))
+    # Pages alone do as well.
+    alone = ImageStore([], hidden_pages())
+    assert playground.call(alone, "search", {"query": "report"}, PAGES).text == "cover"
+
+
+@pytest.mark.usefixtures("reader")
+def test_pages_without_a_text_are_read_by_hand(playground: Playground) -> None:
+    alone = ImageStore([], hidden_pages())
+    found = playground.call(alone, "search", {"query": "revenue", "count": 3}, {"cover": "annual report"})
+    assert (found.error, found.text) == (None, "sales")
+
+
+def test_pages_that_nothing_can_read_are_explained(playground: Playground, monkeypatch: pytest.MonkeyPatch) -> None:
+    TEXT_READERS.names()
+    monkeypatch.setattr(
+        TEXT_READERS,
+        "_items",
+        {name: replace(spec, is_installed=lambda: False) for name, spec in TEXT_READERS._items.items()},
     )
+    alone = ImageStore([], hidden_pages())
+    found = playground.call(alone, "search", {"query": "revenue"})
+    assert found.error == "tool_failed"
+    assert "pip install pytesseract" in found.text
+    assert ".txt of the same name" in found.text
 
 
 def test_fields_say_what_the_schema_says(playground: Playground) -> None:

@@ -228,6 +228,47 @@ def test_a_tool_called_by_hand_changes_the_picture(page: Any, photo: Path) -> No
     assert "has no area" in value(page, "tool-text")
 
 
+def test_pages_that_are_uploaded_are_searched_by_hand(page: Any, tmp_path: Path) -> None:
+    for number, words in enumerate(("annual report", "revenue of May")):
+        Image.new("RGB", (60, 40 + 20 * number), (220, 220, 220)).save(tmp_path / f"p{number}.png")
+        (tmp_path / f"p{number}.txt").write_text(words)
+    until(lambda: find(page, "#hidden button"), 20).click()
+    files = "\n".join(str(path) for path in sorted(tmp_path.iterdir()))
+    until(lambda: find(page, "#hidden-files input[type=file]"), 20).send_keys(files)
+    until(lambda: "p1.txt" in find(page, "#hidden-files").text.replace("\n", ""), 20)
+    next(tab for tab in page.find_elements("css selector", '[role="tab"]') if "by hand" in tab.text).click()
+    choose(page, "tool-name", "search")
+    until(lambda: find(page, "#arg-query textarea"), 20)
+    write(page, "arg-query", "revenue")
+    page.find_element("css selector", "#tool-run").click()
+    until(lambda: value(page, "tool-text") == "new: img_0. p1", 30)
+    assert until(lambda: shown_picture(page, "tool-after")).size == (60, 60)
+
+
+def test_what_the_command_gave_is_there_and_can_be_run(
+    browser: Any, scripted_session: Any, photo: Path, tmp_path: Path
+) -> None:
+    from mmreason.agent.page_start import PageStart
+    from mmreason.agent.web import build_page, launch
+
+    hidden = tmp_path / "p1.png"
+    Image.new("RGB", (60, 60), (220, 220, 220)).save(hidden)
+    page = build_page(scripted_session, tmp_path, PageStart("What colour?", (photo,), (hidden,), "red"))
+    try:
+        browser.get(launch(page))
+        until(lambda: find(browser, "#ask-run") and value(browser, "ask-question") == "What colour?", 30)
+        browser.find_element("css selector", "#ask-run").click()
+        # Neither zooming nor drawing can show the page: that is said, and nothing is asked.
+        until(lambda: "can bring up pages or frames" in ask(browser, "document.body.innerText"), 20)
+        next(tab for tab in browser.find_elements("css selector", '[role="tab"]') if "by hand" in tab.text).click()
+        choose(browser, "tool-name", "select_frames")
+        until(lambda: find(browser, "#arg-frames textarea"), 20)
+        browser.find_element("css selector", "#tool-run").click()
+        until(lambda: value(browser, "tool-text") == "new: img_1. p1", 30)
+    finally:
+        page.close()
+
+
 def choose(browser: Any, name: str, text: str) -> None:
     """Pick from a dropdown by typing."""
     field = until(lambda: find(browser, f"#{name} input"), 20)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from packaging.requirements import Requirement
 from rich.console import Console
 
 from mmreason import doctor
+from mmreason.agent.text_reading import TEXT_READERS, text_reader
+from mmreason.agent.tools import TOOLS
 from mmreason.doctor import Check
 from mmreason.policy import tiny
 from mmreason.registry import Registry
@@ -112,6 +116,48 @@ def test_built_in_plugins_load() -> None:
     assert "iou" in found["rewards"]
     assert "grounding" in found["tasks"]
     assert "shapers" in found
+    assert "crop" in found["tools"]
+    assert "tesseract" in found["text readers"]
+    assert {"loss terms", "advantage transforms"} <= set(found)
+    assert not [check for check in checks if check.verdict == "bad"]
+
+
+def test_every_registry_is_looked_into() -> None:
+    modules = {module for module, _ in doctor.REGISTRIES}
+    looked = {id(getattr(importlib.import_module(module), name)) for module, name in doctor.REGISTRIES}
+    registries = {
+        id(value): f"{value.kind} ({name})"
+        for name, module in list(sys.modules.items())
+        if name.startswith("mmreason.") or name in modules
+        for value in vars(module).values()
+        if isinstance(value, Registry)
+    }
+    assert len(looked) == len(doctor.REGISTRIES)
+    assert not [where for key, where in registries.items() if key not in looked]
+
+
+def test_an_entry_point_of_tools_that_breaks_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for registry in (TOOLS, TEXT_READERS):
+        registry.names()
+        monkeypatch.setattr(registry, "broken", {"bad_tools": "ImportError: no module named x"})
+    broken = [check for check in doctor.check_plugins() if check.verdict == "missing"]
+    assert [(check.name, check.found) for check in broken] == [("tool bad_tools", "ImportError: no module named x")]
+
+
+def test_a_missing_engine_that_reads_text_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    TEXT_READERS.names()
+    absent = {name: replace(spec, is_installed=lambda: False) for name, spec in TEXT_READERS._items.items()}
+    monkeypatch.setattr(TEXT_READERS, "_items", absent)
+    [check] = doctor.check_text_readers()
+    assert (check.verdict, check.group) == ("missing", "optional")
+    assert "search finds only pages that come with a text" in check.found
+    assert "pip install pytesseract" in check.advice
+    text_reader("mine")(object)  # type: ignore[type-var]
+    [check] = doctor.check_text_readers()
+    assert (check.verdict, check.found) == ("ok", "mine, for the tools read_text and search")
+    text_reader("torn", failing(OSError("torn")))(object)  # type: ignore[type-var]
+    [check] = doctor.check_text_readers()
+    assert (check.verdict, check.found) == ("missing", "OSError: torn")
 
 
 @pytest.mark.parametrize(("python", "verdict"), [("3.10.14", "bad"), ("3.11.0", "ok"), ("3.14.0rc2", "ok")])
@@ -134,6 +180,8 @@ def test_optional_things_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch) ->
     checks = list(doctor.check_extras())
     assert {check.name for check in checks} == {"flash_attn", "vllm", "gradio", "browser"}
     assert all(check.verdict == "missing" and check.advice for check in checks)
+    served = next(check for check in checks if check.name == "vllm")
+    assert "samples without it" in served.found
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("ok", 0), ("note", 0), ("missing", 0), ("bad", 1)])

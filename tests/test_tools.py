@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,13 @@ def test_what_tool_new_writes_passes_its_own_test(tmp_path: Path) -> None:
             write_new_tool(name, tmp_path)
     with pytest.raises(ConfigError, match="exists and is not overwritten"):
         write_new_tool("flipped", tmp_path)
+
+
+def test_the_page_of_tools_names_those_without_a_deadline() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tools.md").read_text(encoding="utf-8")
+    table = page.partition("| in the training process |")[2].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(name for name in BUILT_IN if not TOOLS.get(name).isolated)
 
 
 # The command line

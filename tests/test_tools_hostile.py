@@ -370,6 +370,15 @@ def test_a_process_that_dies_takes_no_other_call_with_it(away: Toolbox, how: str
     assert words in outcomes[1].text
 
 
+@pytest.mark.slow
+def test_a_picture_as_large_as_the_loader_lets_through_can_be_sent(away: Toolbox) -> None:
+    store = store_of(Image.new("RGB", (8000, 5000), "red"))
+    outcome = make(away, store, "zoom", image="img_0", box=[100, 100, 300, 300])
+    assert outcome.error is None, outcome.text
+    width, height = outcome.new[0].base.size
+    assert width * height <= Limits().max_image_px
+
+
 def test_a_tool_that_sleeps_is_killed_and_reported(tool_file: str) -> None:
     toolbox = Toolbox(["sleeper"], "original_px", files=[tool_file], workers=1, deadline_s=4.0)
     store = store_of()

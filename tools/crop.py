@@ -8,7 +8,9 @@ from mmreason.agent.tools import Box, tool
 from mmreason.tools.pieces import cut, whole_pixels
 
 
-@tool(isolated=False)  # copies no more than the picture that is there
+# In the training process: one copy of a piece of a picture that was opened within the loader's limit (40 million pixels), and one resize to no more than
+# `max_image_px` where the piece is larger; sending the picture to a child process costs as much as the copy.
+@tool(isolated=False)
 def crop(image: Picture, box: Box, limits: Limits) -> NewPicture:
     """Cut a piece out of a picture, to look at it alone.
 

@@ -10,21 +10,34 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 
 from rapidfuzz import fuzz, process
+
+from mmreason.agent.page_texts import MAX_PAGE_CHARS
 
 _WORD = re.compile(r"\w{1,40}")
 #: Of BM25: how soon repeated words stop counting, and how much long pages are held back.
 _K1, _B = 1.2, 0.75
-#: Characters of a page, and words of a query, that are read.
-_MAX_PAGE_CHARS, _MAX_QUERY_WORDS = 50_000, 32
+#: Words of a query that are read.
+_MAX_QUERY_WORDS = 32
 #: How similar words must be, 0..100.
 _SIMILAR = 75.0
 
 
 def words(text: str) -> list[str]:
     """The words of a text, without case."""
-    return _WORD.findall(text[:_MAX_PAGE_CHARS].casefold())
+    return _WORD.findall(text[:MAX_PAGE_CHARS].casefold())
+
+
+@lru_cache(maxsize=32)
+def index_of(texts: tuple[tuple[str, str], ...]) -> PageIndex:
+    """The index of pages, made once for the same names and texts: a question is searched several times, and by several episodes.
+
+    Args:
+        texts: `(name, text)` of each page.
+    """
+    return PageIndex(dict(texts))
 
 
 class PageIndex:

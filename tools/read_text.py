@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from mmreason.agent.images import Picture
 from mmreason.agent.limits import Coordinates
-from mmreason.agent.text_reading import installed_reader
+from mmreason.agent.text_reading import chosen_reader, read_pieces
 from mmreason.agent.tools import Box, ToolError, tool
 from mmreason.errors import PluginError
 from mmreason.tools.pieces import whole_pixels
 
 #: Pieces of text that are told.
 _MAX_PIECES = 60
-_MIN_CONFIDENCE = 0.3
 
 
 @tool()
@@ -23,13 +22,11 @@ def read_text(image: Picture, coordinates: Coordinates, box: Box | None = None) 
         box: the part to read; without one, the whole picture.
     """
     try:
-        reader = installed_reader()
+        engine = chosen_reader()
     except PluginError as error:
         raise ToolError(f"read_text cannot read here: {error} Look at the picture yourself, or zoom") from None
     piece = whole_pixels(image, box or (0, 0, *image.size), 1)
-    found = [
-        one for one in reader.read(image.base.crop(piece)) if one.confidence >= _MIN_CONFIDENCE and one.text.strip()
-    ]
+    found = read_pieces(engine, image.base.crop(piece))
     if not found:
         return "no text found"
     lines = []

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mmreason.agent.hidden_files import open_picture, read_hidden, texts_beside
 from mmreason.config.agent_section import AgentConfig
 from mmreason.errors import ConfigError, DataError
-from mmreason.images import ImageLoader
 
 if TYPE_CHECKING:
     from mmreason.agent.session import Question, Step
@@ -63,11 +62,12 @@ _ELSEWHERE = {"max_new_tokens": "rollout.max_new_tokens"}
 TRACES = Path("traces")
 
 
-def agent_config(given: argparse.Namespace) -> RunConfig:
+def agent_config(given: argparse.Namespace, *, more_may_come: bool = False) -> RunConfig:
     """The configuration that the words ask for, checked.
 
     Args:
         given: `model` (None = the default), `tools`, `format`, `file`, `hidden`, `seed`, `options` (`KEY=VALUE`).
+        more_may_come: pages or frames may be added later, so that the tools that find those are there.
 
     Raises:
         ConfigError: with every problem found.
@@ -78,13 +78,13 @@ def agent_config(given: argparse.Namespace) -> RunConfig:
 
     model = given.model or DEFAULT_MODEL
     trained = trained_agent(model)
-    words = [*_REWARD, f"model={model}", *_of_model(model, trained, _pages(given.hidden)), f"seed={given.seed}"]
+    words = [*_REWARD, f"model={model}", *_of_model(model, trained, texts_beside(given.hidden)), f"seed={given.seed}"]
     words += [f"agent.format={given.format}"] if given.format else []
     tools = given.tools.split(",") if given.tools else trained.get("tools")
     if tools is None:
         named = next((word.partition("=")[2] for word in reversed(words) if word.startswith("agent.format=")), "native")
         writes = get_format(named).writes
-        usual = [*DEFAULT_TOOLS, *(FINDING_TOOLS if given.hidden else ())]
+        usual = [*DEFAULT_TOOLS, *(FINDING_TOOLS if given.hidden or more_may_come else ())]
         tools = [name for name in usual if writes is None or name in writes]
     words.append(f"agent.tools=[{','.join(quote(name.strip()) for name in tools if name.strip())}]")
     if given.file:
@@ -108,11 +108,6 @@ def _of_model(model: str, trained: Mapping[str, Any], pages: Sequence[Path]) -> 
         return (f"rollout.max_new_tokens={_OTHER_TOKENS}",)
     wire = taught.pages_format if pages else taught.format
     return (f"agent.format={wire}", "agent.tell=false", f"rollout.max_new_tokens={_TAUGHT_TOKENS}")
-
-
-def _pages(hidden: Sequence[Path]) -> list[Path]:
-    """The texts of those hidden pictures that are pages; frames have none."""
-    return [text for text in (path.with_suffix(".txt") for path in hidden) if text.is_file()]
 
 
 def _option(word: str) -> str:
@@ -142,6 +137,7 @@ def run_agent(given: argparse.Namespace) -> int:
         ConfigError, ImageError, ModelError, PluginError: what cannot be used, and what to do.
     """
     config = agent_config(given)
+    _must_find(config, given.hidden)
     out = _free_place(given.out, given.image)
     question = read_question(given.question, given.image, given.hidden, given.answer)
     from mmreason.agent.session import Session
@@ -159,6 +155,18 @@ def run_agent(given: argparse.Namespace) -> int:
     return 0
 
 
+def _must_find(config: RunConfig, hidden: Sequence[Path]) -> None:
+    """Refuse pages and frames that no tool could bring up."""
+    from mmreason.agent.tools import TOOLS
+
+    tools = config.agent.tools
+    if hidden and not any(TOOLS.get(name).finds_hidden for name in tools):
+        raise ConfigError(
+            f"--hidden: none of the tools ({', '.join(tools)}) can bring up pages or frames: add search or select_frames to "
+            "--tools, in a --format that writes them, or leave --hidden out"
+        )
+
+
 def read_question(text: str, images: Sequence[Path], hidden: Sequence[Path], answer: str | None) -> Question:
     """A question with its pictures; pages have their text in a `.txt` of the same name.
 
@@ -167,20 +175,8 @@ def read_question(text: str, images: Sequence[Path], hidden: Sequence[Path], ans
     """
     from mmreason.agent.session import Question
 
-    names = [path.stem for path in hidden]
-    if len(set(names)) < len(names):
-        raise ConfigError("--hidden: two files have the same name; a page is known by the name of its file")
-    try:
-        pages = {path.stem: path.read_text(encoding="utf-8") for path in _pages(hidden)}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--hidden: the text of a page cannot be read: {error}") from None
-    shown = {path.stem: open_picture(path) for path in hidden}
-    return Question(text, tuple(open_picture(path) for path in images), shown, pages, answer)
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture that the user named, within the usual limits."""
-    return ImageLoader(path.parent).open(path.name)
+    found = read_hidden(hidden, texts_beside(hidden))
+    return Question(text, tuple(open_picture(path) for path in images), found.pictures, found.texts, answer)
 
 
 def _free_place(out: Path | None, images: Sequence[Path]) -> Path:
@@ -347,15 +343,26 @@ def _changed_versions(before: dict[str, str], after: dict[str, str]) -> str:
 
 
 def run_web(given: argparse.Namespace) -> int:
-    """Open the page; returns when it is closed.
+    """Open the page with what was given on it; returns when it is closed.
+
+    Args:
+        given: as for `agent_config`; `question`, `image`, `temperature`, `answer`, `port`.
 
     Raises:
-        ConfigError: gradio is not installed.
+        ConfigError, ImageError, ModelError, PluginError: what cannot be used, and what to do.
     """
-    config = agent_config(given)
+    from mmreason.agent.page_start import PageStart
+
+    config = agent_config(given, more_may_come=True)
+    _must_find(config, given.hidden)
+    hidden = (*given.hidden, *texts_beside(given.hidden))
+    start = PageStart(
+        given.question or "", tuple(given.image), hidden, given.answer or "", given.temperature, given.seed
+    )
+    start.check()
     from mmreason.agent.web import open_page
 
-    open_page(config, given.port)
+    open_page(config, given.port, start)
     return 0
 
 

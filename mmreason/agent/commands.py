@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mmreason.agent.arguments import signature
 from mmreason.agent.calls import Call, RawOutcome
+from mmreason.agent.hidden_files import open_picture, read_hidden, texts_beside
 from mmreason.agent.images import ImageStore
 from mmreason.agent.rendering import render
 from mmreason.agent.text_reading import TEXT_READERS
 from mmreason.agent.toolbox import Job, Toolbox, seen_by
 from mmreason.agent.tools import TOOLS, Kind, ToolSpec, load_tool_files
 from mmreason.errors import ConfigError
-from mmreason.images import ImageLoader
 from mmreason.records import ImageGeometry, Row
 
 #: Arguments whose value is text even if it looks like a number.
@@ -106,19 +105,9 @@ def _write(outcome: RawOutcome, store: ImageStore, out: Path) -> None:
 
 def _store(images: Sequence[Path], hidden: Sequence[Path]) -> tuple[ImageStore, Row]:
     """The pictures, and the row with the texts of the pages."""
-    pages = {path.stem: path.with_suffix(".txt") for path in hidden}
-    if len(pages) < len(hidden):
-        raise ConfigError("--hidden: two files have the same name; a page is known by the name of its file")
-    try:
-        texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items() if path.is_file()}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--hidden: the text of a page cannot be read: {error}") from None
-    opened = {path.stem: _open(path) for path in hidden}
-    return ImageStore([_open(path) for path in images], opened), Row("try", (), (), {}, columns={"pages": texts})
-
-
-def _open(path: Path) -> Image.Image:
-    return ImageLoader(path.parent).open(path.name)
+    found = read_hidden(hidden, texts_beside(hidden))
+    row = Row("try", (), (), {}, columns={"pages": found.texts})
+    return ImageStore([open_picture(path) for path in images], found.pictures), row
 
 
 def _argument(spec: ToolSpec, word: str) -> tuple[str, Any]:

@@ -108,9 +108,16 @@ def _fields(parameter: ParameterSpec, ids: Sequence[str], size: tuple[int, int])
         whole = kind is Kind.integer
         return [ToolField(name, "", "number", about, (), low, high, whole, needed, low if needed else default)]
     if kind in (Kind.points, Kind.values):
-        example = json.dumps([[0, 0], list(size)]) if kind is Kind.points else "[]"
+        example = json.dumps([[0, 0], list(size)] if kind is Kind.points else _values(schema))
         return [ToolField(name, "", "json", about, required=needed, value=example if needed else "")]
     return [ToolField(name, "", "text", about, required=needed, value=default or "")]
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any]:
+    """The shortest list that may be written: ones, or as small as numbers may be."""
+    items = schema.get("items", {})
+    one: Any = items.get("minimum", 1) if items.get("type") in ("integer", "number") else "…"
+    return [one] * int(schema.get("minItems", 0))
 
 
 def _middle(kind: Kind, size: tuple[int, int]) -> dict[str, float]:
@@ -192,17 +199,21 @@ class Playground:
         """A tool by its name."""
         return self._toolbox.by_name[name]
 
-    def call(self, store: ImageStore, tool: str, arguments: Mapping[str, Any]) -> HandCall:
+    def call(
+        self, store: ImageStore, tool: str, arguments: Mapping[str, Any], pages: Mapping[str, str] | None = None
+    ) -> HandCall:
         """Call a tool; its pictures enter the store.
 
         Args:
-            store: the pictures.
+            store: the pictures, and the hidden ones.
             tool: its name.
             arguments: as a model writes them, places in pixels of the picture.
+            pages: texts of hidden pictures, by name; those of others are read by an engine, if there is one.
         """
         call = Call(tool, dict(arguments))
         seen = seen_by(store, lambda size: ImageGeometry(size, size, 14, 2))
-        outcome = self._toolbox.run([Job(call, store, Row("by hand", (), (), {}), seen)])[0]
+        row = Row("by hand", (), (), {}, columns={"pages": dict(pages or {})})
+        outcome = self._toolbox.run([Job(call, store, row, seen)])[0]
         spec = self._toolbox.by_name.get(tool)
         named = arguments.get(spec.image_parameter) if spec is not None and spec.image_parameter else None
         before = render(store[named]) if isinstance(named, str) and named in store else None

@@ -22,6 +22,8 @@ from mmreason.registry import Registry
 
 #: Tesseract was made for scans: smaller pictures are enlarged for it.
 _TESSERACT_SIDE_PX = 1000
+#: Below it, a piece of text is taken for noise.
+_MIN_CONFIDENCE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +85,25 @@ def text_reader(
     return register
 
 
-def installed_reader() -> TextReader:
-    """The engine that is used here; raises `PluginError` that says how to get one."""
+def chosen_reader() -> ReaderSpec:
+    """The engine that is used here, not yet made; raises `PluginError` that says how to get one."""
     installed = sorted((spec.rank, name) for name, spec in TEXT_READERS if spec.is_installed())
     if not installed:
         ways = [f"{name}: {spec.how_to_install}" for name, spec in TEXT_READERS if spec.how_to_install]
         raise PluginError(f"no engine that reads text is installed. {'; '.join(ways)}.")
-    return _made(installed[0][1])
+    return TEXT_READERS.get(installed[0][1])
 
 
 @lru_cache(maxsize=8)
-def _made(name: str) -> TextReader:
-    return TEXT_READERS.get(name).make()
+def made_reader(spec: ReaderSpec) -> TextReader:
+    """An engine, made once in a process; raises what making it raises."""
+    return spec.make()
+
+
+def read_pieces(spec: ReaderSpec, image: Image.Image) -> list[FoundText]:
+    """What an engine reads on an RGB picture, without what it is not sure of; raises what the engine raises."""
+    found = made_reader(spec).read(image)
+    return [one for one in found if one.confidence >= _MIN_CONFIDENCE and one.text.strip()]
 
 
 def _has(module: str) -> bool:

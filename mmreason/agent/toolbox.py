@@ -18,6 +18,7 @@ from mmreason.agent.execution import ToolAnswer, ToolCall
 from mmreason.agent.images import ImageStore
 from mmreason.agent.isolated import ToolWork, sources_of
 from mmreason.agent.limits import Coordinates, Limits
+from mmreason.agent.page_texts import PageTextReader, PageTexts
 from mmreason.agent.tools import TOOLS, ToolError, ToolSpec, load_tool_files
 from mmreason.boxes import Frame
 from mmreason.config.agent_section import AgentConfig
@@ -90,6 +91,7 @@ class Toolbox:
         self.limits = limits or Limits()
         self.files = tuple(files)
         self.workers, self.deadline_s, self.memory_mb = workers, deadline_s, memory_mb
+        self._page_reader = PageTextReader(self.files, workers, deadline_s, memory_mb)
         if self._pool is not None:
             self._pool.start()
 
@@ -125,8 +127,9 @@ class Toolbox:
         """
         outcomes: dict[int, RawOutcome] = {}
         ready: dict[int, ToolCall] = {}
+        texts = self._page_texts(jobs)
         for index, job in enumerate(jobs):
-            prepared = self._prepared(job)
+            prepared = self._prepared(job, texts.get(index))
             if isinstance(prepared, ToolCall):
                 ready[index] = prepared
             else:
@@ -145,7 +148,19 @@ class Toolbox:
     def _has(self, spec: ToolSpec) -> bool:
         return self._pool is not None and spec.name in self._pool.sources.names
 
-    def _prepared(self, job: Job) -> ToolCall | RawOutcome:
+    def _page_texts(self, jobs: Sequence[Job]) -> dict[int, PageTexts]:
+        """By the index of a job: the texts of its pages, where its tool asks for them. Pages without one are read together."""
+        asking = [
+            index
+            for index, job in enumerate(jobs)
+            if isinstance(job.call.tool, str)
+            and job.call.tool in self.by_name
+            and "page_texts" in self.by_name[job.call.tool].needs
+        ]
+        found = self._page_reader.texts_of([(jobs[index].store, jobs[index].row) for index in asking])
+        return dict(zip(asking, found, strict=True))
+
+    def _prepared(self, job: Job, texts: PageTexts | None) -> ToolCall | RawOutcome:
         """The call with checked arguments, or why it cannot be made."""
         try:
             spec = self._tool(job.call.tool)
@@ -154,6 +169,7 @@ class Toolbox:
             needs = {
                 "store": job.store,
                 "row": _without_pictures(job.row),
+                "page_texts": texts,
                 "limits": self.limits,
                 "coordinates": coordinates,
             }

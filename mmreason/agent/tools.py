@@ -80,6 +80,7 @@ Label = Annotated[str, Kind.label]
 NEEDS: Mapping[str, str] = {
     "store": "ImageStore: all pictures of the episode, and the hidden ones",
     "row": "Row: the question, without its pictures",
+    "page_texts": "PageTexts: texts of the hidden pictures: the row's, else as an engine reads them",
     "limits": "Limits: how large a picture may be",
     "coordinates": "Coordinates: writes boxes and points of a picture in the model's frame, for texts",
 }
@@ -193,6 +194,17 @@ class ToolSpec:
     def image_parameter(self) -> str | None:
         """The first parameter that is a picture: boxes and points lie in it."""
         return next((name for name, one in self.parameters.items() if one.kind is Kind.picture), None)
+
+    @property
+    def needs_picture(self) -> bool:
+        """It cannot be called where there is no picture."""
+        kinds = (Kind.picture, Kind.pictures)
+        return any(one.required and one.kind in kinds for one in self.parameters.values())
+
+    @property
+    def finds_hidden(self) -> bool:
+        """It can bring up pictures that the model has not been shown."""
+        return not {"store", "page_texts"}.isdisjoint(self.needs)
 
     def schema(self) -> dict[str, Any]:
         """The tool as chat templates and OpenAI-style interfaces are told of it."""

@@ -1,6 +1,7 @@
 """`mmreason agent --web`: a page on this machine to ask a model with tools, watch its steps, and call every tool by hand.
 
-What enters: a validated configuration. What leaves: a page on the loopback address; traces that a person saves. Needs gradio (extra `demo`).
+What enters: a validated configuration, and what stands on the page at first. What leaves: a page on the loopback address; traces that a person saves.
+Needs gradio (extra `demo`).
 
 Everything that a model or a tool wrote is shown as text, never as markup. Uploaded pictures go through the guarded loader.
 """
@@ -12,7 +13,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from mmreason.agent.command import TRACES
+from mmreason.agent.hidden_files import HiddenFiles, open_picture, read_hidden
 from mmreason.agent.images import ImageStore
+from mmreason.agent.page_start import MAX_HIDDEN, MAX_PICTURES, PageStart, checked_count
 from mmreason.agent.playground import Playground, ToolField, arguments_of, fields_of
 from mmreason.agent.rendering import render
 from mmreason.agent.session import Question, Session, Step
 from mmreason.agent.trace import SavedEpisode, write_trace
 from mmreason.errors import ConfigError, MMReasonError
-from mmreason.images import ImageLoader
 
 if TYPE_CHECKING:
     from mmreason.config.schema import RunConfig
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 #: The page is for the person at this machine.
 HOST = "127.0.0.1"
 MAX_UPLOAD = "50mb"
-#: Pictures of one question.
-MAX_PICTURES = 32
 #: Of pictures; gradio's button for sharing would send them elsewhere.
 _BUTTONS = ["download", "fullscreen"]
 _CSS = """
@@ -89,14 +89,19 @@ class _Piece:
     text: str
 
 
-def open_page(config: RunConfig, port: int | None = None) -> None:
+def open_page(config: RunConfig, port: int | None = None, start: PageStart | None = None) -> None:
     """Load the model, open the page, and stay until it is closed with Ctrl-C.
+
+    Args:
+        config: with `agent.tools`.
+        port: None = a free one.
+        start: what stands on the page at first.
 
     Raises:
         ConfigError: gradio is not installed, or the port is taken.
     """
     require_gradio()
-    page = build_page(Session(config))
+    page = build_page(Session(config), start=start)
     try:
         launch(page, port, block=True)
     except OSError as error:
@@ -133,34 +138,60 @@ def launch(page: Any, port: int | None = None, *, block: bool = False) -> str:
     return str(url)
 
 
-def build_page(session: Session, traces: Path = TRACES) -> Any:
+def build_page(session: Session, traces: Path = TRACES, start: PageStart | None = None) -> Any:
     """The page, not yet served.
 
     Args:
         session: the loaded model with its tools.
         traces: folder in which traces are saved.
+        start: what stands on the page at first; None = nothing.
     """
     gr = require_gradio()
+    start = start or PageStart()
     agent = session.config.agent
     with gr.Blocks(title="mmreason agent", analytics_enabled=False) as page:
         gr.Markdown("# mmreason agent")
         told = f"Model {session.config.model.name}, format {agent.format}, tools {', '.join(agent.tools)}."
         gr.HTML(f"<p>{html.escape(told)}</p>")
+        with gr.Accordion("Pages and frames for tools to bring up", open=bool(start.hidden), elem_id="hidden"):
+            gr.Markdown(
+                "`search` looks for words in pages, `select_frames` shows frames by their numbers; the model sees none of them "
+                f"before. Up to {MAX_HIDDEN} pictures. The text of a page is a .txt of the same name, or what an engine reads on it."
+            )
+            hidden = gr.File(
+                [str(path) for path in start.hidden] or None,
+                label="Pictures, and .txt files of the same names",
+                elem_id="hidden-files",
+                file_count="multiple",
+                file_types=["image", ".txt"],
+                height=140,
+            )
         with gr.Tab("Ask", elem_id="tab-ask"):
-            _ask_tab(gr, session, traces)
+            _ask_tab(gr, session, traces, hidden, start)
         with gr.Tab("Tools by hand", elem_id="tab-tools"):
-            _tools_tab(gr, Playground(agent.files, agent.workers))
+            begin, inputs, outputs = _tools_tab(gr, Playground(agent.files, agent.workers), hidden, start)
+        if start.images or start.hidden:
+            page.load(begin, inputs, outputs)
     return page
+
+
+def hidden_files(gr: Any, paths: Sequence[str] | None) -> HiddenFiles:
+    """Uploaded pages and frames, through the guarded loader; a refusal is shown on the page."""
+    try:
+        return read_hidden(*checked_count(tuple(Path(path) for path in paths or ())))
+    except MMReasonError as error:
+        raise gr.Error(html.escape(str(error))) from None
 
 
 # ---------------------------------------------------------------------- asking
 
 
-def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
+def _ask_tab(gr: Any, session: Session, traces: Path, hidden: Any, start: PageStart) -> None:
     steps, place, episode = gr.State([]), gr.State(0), gr.State(None)
     with gr.Row():
         with gr.Column():
             upload = gr.Gallery(
+                [str(path) for path in start.images] or None,
                 label="Pictures, img_0 first",
                 elem_id="ask-image",
                 type="filepath",
@@ -171,11 +202,15 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
                 columns=3,
                 height=240,
             )
-            question = gr.Textbox(label="Question", elem_id="ask-question", lines=2)
-            answer = gr.Textbox(label="Right answer, if you know it (shows the reward)", elem_id="ask-answer")
+            question = gr.Textbox(start.question, label="Question", elem_id="ask-question", lines=2)
+            answer = gr.Textbox(
+                start.answer, label="Right answer, if you know it (shows the reward)", elem_id="ask-answer"
+            )
             with gr.Row():
-                temperature = gr.Number(0.0, label="Temperature", minimum=0, maximum=10, step=0.1)
-                seed = gr.Number(0, label="Seed", minimum=0, precision=0)
+                temperature = gr.Number(
+                    start.temperature, label="Temperature", minimum=0, maximum=10, step=0.1, elem_id="ask-temperature"
+                )
+                seed = gr.Number(start.seed, label="Seed", minimum=0, precision=0, elem_id="ask-seed")
             run = gr.Button("Run", variant="primary", elem_id="ask-run")
         with gr.Column():
             with gr.Row():
@@ -197,9 +232,20 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
     view = [where, said, picture, everything]
 
     def ask(
-        uploaded: Sequence[tuple[str, str | None]] | None, text: str, right: str, heat: float, number: int
+        uploaded: Sequence[tuple[str, str | None]] | None,
+        files: Sequence[str] | None,
+        text: str,
+        right: str,
+        heat: float,
+        number: int,
     ) -> Iterator[tuple[Any, ...]]:
-        asked = _question(gr, uploaded, text, right)
+        asked = _question(gr, uploaded, hidden_files(gr, files), text, right)
+        if asked.hidden and not any(spec.finds_hidden for spec in session.loop.toolbox.specs):
+            tools = html.escape(", ".join(session.config.agent.tools))
+            raise gr.Error(
+                f"None of this session's tools ({tools}) can bring up pages or frames: take those away, or start with "
+                "--tools …,search,select_frames"
+            )
         yield from _answered(gr, session, asked, float(heat or 0), int(number or 0))
 
     def step(found: list[ShownStep], at: int, by: int) -> tuple[Any, ...]:
@@ -216,7 +262,7 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
 
     run.click(
         ask,
-        [upload, question, answer, temperature, seed],
+        [upload, hidden, question, answer, temperature, seed],
         [steps, place, episode, *view, result, rewards],
         concurrency_id="model",
         concurrency_limit=1,
@@ -226,14 +272,17 @@ def _ask_tab(gr: Any, session: Session, traces: Path) -> None:
     save.click(keep, [episode], [saved])
 
 
-def _question(gr: Any, uploaded: Sequence[tuple[str, str | None]] | None, text: str, right: str) -> Question:
+def _question(
+    gr: Any, uploaded: Sequence[tuple[str, str | None]] | None, hidden: HiddenFiles, text: str, right: str
+) -> Question:
     """What was asked on the page; a refusal is shown there."""
     if not text or not text.strip():
         raise gr.Error("Write a question first.")
     paths = [path for path, _ in uploaded or ()]
     if len(paths) > MAX_PICTURES:
         raise gr.Error(f"{len(paths)} pictures: a question may have {MAX_PICTURES}.")
-    return Question(text, tuple(opened(gr, path) for path in paths), answer=right.strip() or None)
+    images = tuple(opened(gr, path) for path in paths)
+    return Question(text, images, hidden.pictures, hidden.texts, right.strip() or None)
 
 
 def _answered(
@@ -262,7 +311,7 @@ def _answered(
 def opened(gr: Any, path: str) -> Image.Image:
     """An uploaded picture, through the guarded loader; a refusal is shown on the page."""
     try:
-        return ImageLoader(Path(path).parent).open(Path(path).name)
+        return open_picture(Path(path))
     except MMReasonError as error:
         raise gr.Error(html.escape(str(error))) from None
 
@@ -332,12 +381,22 @@ def _list(steps: Sequence[ShownStep], at: int, writing: Writing | None = None) -
 # ---------------------------------------------------------------------- tools by hand
 
 
-def _tools_tab(gr: Any, playground: Playground) -> None:
-    store = gr.State(None)
+def _tools_tab(
+    gr: Any, playground: Playground, hidden: Any, start: PageStart
+) -> tuple[Callable[..., tuple[Any, ...]], list[Any], list[Any]]:
+    """The tab; returns what begins anew with other pictures, and what that reads and writes."""
+    store, texts = gr.State(None), gr.State({})
     #: Changes whenever the store has other pictures: forms are drawn anew.
     version = gr.State(0)
     with gr.Row():
-        upload = gr.Image(type="filepath", label="Picture", elem_id="tool-image", sources=["upload", "clipboard"])
+        upload = gr.Image(
+            str(start.images[0]) if start.images else None,
+            type="filepath",
+            image_mode=None,  # the file as it is
+            label="Picture",
+            elem_id="tool-image",
+            sources=["upload", "clipboard"],
+        )
         with gr.Column():
             first = "zoom" if "zoom" in playground.names else playground.names[0]
             tool = gr.Dropdown(playground.names, value=first, label="Tool", elem_id="tool-name")
@@ -348,28 +407,31 @@ def _tools_tab(gr: Any, playground: Playground) -> None:
     told = gr.Textbox(label="What a model would read", interactive=False, elem_id="tool-text", lines=2)
     written = gr.Textbox(label="The call as a model would write it, in pixels", interactive=False, elem_id="tool-call")
 
-    def begin(path: str | None) -> tuple[Any, ...]:
-        if path is None:
-            return None, 0, None, None, "", ""
-        image = opened(gr, path)
-        return ImageStore([image]), 1, image, None, "", ""
+    def begin(path: str | None, files: Sequence[str] | None, number: int) -> tuple[Any, ...]:
+        found = hidden_files(gr, files)
+        images = [] if path is None else [opened(gr, path)]
+        kept = ImageStore(images, found.pictures) if images or found.pictures else None
+        return kept, dict(found.texts), number + 1, images[0] if images else None, None, "", ""
 
-    upload.change(begin, [upload], [store, version, before, after, told, written])
+    inputs, outputs = [upload, hidden, version], [store, texts, version, before, after, told, written]
+    for given in (upload, hidden):
+        given.change(begin, inputs, outputs)
     tool.change(lambda name: playground.spec(name).description, [tool], [about])
 
     @gr.render(inputs=[store, tool, version])  # type: ignore[untyped-decorator, unused-ignore]
     def form(pictures: ImageStore | None, name: str, _version: int) -> None:
-        if pictures is None:
+        if pictures is None or (not len(pictures) and playground.spec(name).needs_picture):
             gr.Markdown("Upload a picture: the fields of the tool appear here. Boxes and points are in its pixels.")
             return
-        fields = fields_of(playground.spec(name), pictures.ids, pictures[pictures.ids[-1]].size)
+        size = pictures[pictures.ids[-1]].size if len(pictures) else (1, 1)
+        fields = fields_of(playground.spec(name), pictures.ids, size)
         with gr.Row():
-            inputs = [_drawn(gr, one) for one in fields]
+            drawn = [_drawn(gr, one) for one in fields]
         call = gr.Button("Call the tool", variant="primary", elem_id="tool-run")
 
-        def run(kept: ImageStore, number: int, *values: Any) -> tuple[Any, ...]:
+        def run(kept: ImageStore, pages: dict[str, str], number: int, *values: Any) -> tuple[Any, ...]:
             try:
-                found = playground.call(kept, name, arguments_of(fields, values))
+                found = playground.call(kept, name, arguments_of(fields, values), pages)
             except ConfigError as error:
                 raise gr.Error(html.escape(str(error))) from None
             text = found.text if found.error is None else f"{found.error.value}: {found.text}"
@@ -377,7 +439,9 @@ def _tools_tab(gr: Any, playground: Playground) -> None:
             wrote = f"{name} {json.dumps(dict(found.call.arguments), ensure_ascii=False)}"
             return kept, number + len(found.new_ids), found.before, found.after, f"{ids}{text}".strip(), wrote
 
-        call.click(run, [store, version, *inputs], [store, version, before, after, told, written])
+        call.click(run, [store, texts, version, *drawn], [store, version, before, after, told, written])
+
+    return begin, inputs, outputs
 
 
 def _drawn(gr: Any, one: ToolField) -> Any:

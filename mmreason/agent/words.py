@@ -6,10 +6,14 @@ What enters: words of the command line. What leaves: the exit code. Help and ref
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from mmreason.command_words import Parser, add_tool_files, must_be_file, parse, positive, seed, temperature
 from mmreason.errors import ConfigError
+
+#: How an option begins; a question does not.
+_OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,200}=")
 
 
 def agent(words: list[str]) -> int:
@@ -21,14 +25,21 @@ def agent(words: list[str]) -> int:
         return 0
     from mmreason.agent import command
 
-    if given.web:
-        # What stands in the place of the question is an option: on the page, the question is asked there.
-        given.options = [word for word in (given.question, *given.options) if word is not None]
-        return command.run_web(given)
-    if given.question is None:
-        raise ConfigError(f'which question? mmreason agent --image FILE "question"\n{parser.format_usage().strip()}')
     for path in (*given.image, *given.hidden):
         must_be_file(path)
+    if given.web:
+        if given.out is not None:
+            raise ConfigError(
+                "--out: the page saves a trace where its button is pressed, as traces/web-1, -2, …; leave it out"
+            )
+        # On the page a question may be written later: what stands in its place may be an option.
+        if given.question is not None and _OPTION.match(given.question):
+            given.question, given.options = None, [given.question, *given.options]
+        return command.run_web(given)
+    if given.port is not None:
+        raise ConfigError("--port: is of the page; add --web, or leave it out")
+    if given.question is None:
+        raise ConfigError(f'which question? mmreason agent --image FILE "question"\n{parser.format_usage().strip()}')
     return command.run_agent(given)
 
 
@@ -52,7 +63,7 @@ def _agent_parser() -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="FILE",
-        help="a frame, or a page with its text in a .txt",
+        help="a frame, or a page: its text in a .txt of the same name, or read by an engine",
     )
     add("--model", metavar="NAME", help="an embedded model (default: the one for tools), a folder, a run, a hub id")
     add("--tools", metavar="NAME,NAME", help="see `mmreason tool list`; default: those for looking and drawing")
@@ -65,7 +76,11 @@ def _agent_parser() -> argparse.ArgumentParser:
     add("--answer", metavar="TEXT", help="the right answer: shows the reward")
     add("--temperature", type=temperature, default=0.0, metavar="T", help="of sampling; 0 (default) is greedy")
     add("--seed", type=seed, default=0, metavar="N", help="of sampling (default 0)")
-    add("--web", action="store_true", help="open a page on this machine instead (needs the extra 'demo')")
+    add(
+        "--web",
+        action="store_true",
+        help="open a page on this machine instead, with all that was given but --out (needs the extra 'demo')",
+    )
     add("--port", type=positive, metavar="N", help="of the page; default: a free one from 7860")
     add_tool_files(parser)
     return parser

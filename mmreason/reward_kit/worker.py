@@ -37,8 +37,8 @@ ANSWER = struct.Struct("!q")
 FORK, END, KILL = b"F", b"E", b"K"
 
 _LENGTH = struct.Struct("!Q")
-#: Largest call, in bytes.
-MAX_CALL_BYTES = 64 * 2**20
+#: Largest call, in bytes: a picture of the 40 million pixels that the image loader lets through, and more.
+MAX_CALL_BYTES = 128 * 2**20
 #: Largest answer of the nursery about its start, in bytes.
 MAX_WORD_BYTES = 2**20
 #: Kept of a traceback, from its end: a message may quote megabytes of model text.
