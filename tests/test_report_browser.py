@@ -319,7 +319,7 @@ def test_what_was_cut_off_is_coloured_as_not_trained(tools_page: Any) -> None:
 
 def test_colours_follow_what_the_record_says_was_trained(browser: Any, tmp_path: Path) -> None:
     folder = make_tool_run(tmp_path / "told")
-    first, second, cut, last = map(json.loads, folder.rollouts.read_text().splitlines())
+    first, second, cut, last = read_rollouts(folder.rollouts)
     first["trained"], cut["trained"] = [21, 3, 5, 0, 0], [21, 0, 3]
     folder.rollouts.write_text("".join(json.dumps(one) + "\n" for one in (first, second, cut, last)))
     browser.get(build_report(folder.path).as_uri())
