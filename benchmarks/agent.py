@@ -1,14 +1,19 @@
 """Turns per second of episodes with tools, ours beside TRL's own tool loop: `python -m benchmarks.agent`.
 
 What enters: sizes (defaults: a random tiny Qwen3-VL, the family whose chat template both sides can use). What leaves: a Markdown table and a JSON
-line: for each number of parallel episodes, turns per second, and the seconds in generation, in tools, and in everything else.
+line: for each number of parallel episodes, turns per second by the clock and per CPU second, the seconds in generation, in tools and in everything
+else, and how long episodes waited for others, added up over the episodes.
 
 Both sides run the same episodes on the same weights: the model writes, and its tokens are overruled by a script while it does, so that every
 forward pass is made and every call is real: pieces of a picture (`mmreason.tools.crop`), which come back as pictures. An episode has two to
-four turns, each of as many tokens; those that have answered leave. TRL's side is stock `GRPOTrainer._generate` with our tools as methods of an
+four turns, whose thoughts differ by up to `--spread` words; those that have answered leave. TRL's side is stock `GRPOTrainer._generate` with our tools as methods of an
 environment (`mmreason.agent.trl_bridge`); ours is `AgentLoop.play`, the preparation of the pictures included.
 
-With `--tool-ms` the tool waits as long as that, as one that asks another machine would.
+Both loops go in step: a turn of every episode that goes on, then the calls of all of them. `Waits` says what an episode waits for. Neither the
+reading of tools' answers nor book-keeping is waiting: it is done for all, and is among `other`.
+
+With `--tool-ms` the tool waits as long as that, as one that asks another machine would. CPU seconds are those of this process, without the
+children in which ours runs such a tool.
 """
 
 from __future__ import annotations
@@ -34,9 +39,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from mmreason.agent.calls import Call
+from mmreason.agent.calls import Call, RawOutcome
 from mmreason.agent.formats import get_format
 from mmreason.agent.loop import AgentLoop
+from mmreason.agent.toolbox import Job, Toolbox
 from mmreason.agent.trl_bridge import ToolEnvironment, trl_environment
 from mmreason.config.agent_section import AgentConfig
 from mmreason.config.schema import ModelConfig, PolicyConfig
@@ -48,6 +54,7 @@ from mmreason.records import Row
 
 Name = Literal["ours", "stock"]
 SIDES: tuple[Name, ...] = ("ours", "stock")
+WAITS = ("writers", "callers", "done")
 MAX_TURNS, MIN_TURNS = 4, 2
 QUESTION = "What is on the sign?"
 FRAME = "relative_1000"
@@ -83,14 +90,22 @@ class Script:
     """What the model is made to write.
 
     Attributes:
-        calls: tokens of the call of each turn, the end of the turn included. answer: those of the answer; all have one length.
+        calls: tokens of the call of each turn, the end of the turn included, with a thought of each length there is.
+        answers: those of the answer, with each of these thoughts. The k-th of all turns have one length.
+        end: token that ends a turn, and fills rows that have ended.
     """
 
-    calls: tuple[tuple[int, ...], ...]
-    answer: tuple[int, ...]
+    calls: tuple[tuple[tuple[int, ...], ...], ...]
+    answers: tuple[tuple[int, ...], ...]
+    end: int
 
     @classmethod
-    def of(cls, tokenizer: Any, tool: str) -> Script:
+    def of(cls, tokenizer: Any, tool: str, spread: int = 0) -> Script:
+        """Turns whose thoughts have up to `spread` words more than the shortest.
+
+        Raises:
+            ValueError: the tokenizer does not make one token of each word, so that turns cannot be brought to one length.
+        """
         wire = get_format("native", True)
         boxes = [[100 * turn, 100, 600 + 100 * turn, 700] for turn in range(MAX_TURNS - 1)]
         calls = [Call(tool, {"image": "img_0", "box": box}) for box in boxes]
@@ -104,23 +119,61 @@ class Script:
         longest = max(len(encoded(call, 1)) for call in (*calls, None))
         padded = []
         for call in (*calls, None):
-            ids = encoded(call, 1 + longest - len(encoded(call, 1)))
-            if len(ids) != longest:
+            words = 1 + longest - len(encoded(call, 1))
+            wanted = [longest + more for more in _lengths(spread)]
+            turns = [encoded(call, words + more) for more in _lengths(spread)]
+            if [len(ids) for ids in turns] != wanted:
                 raise ValueError("the turns cannot be brought to one length with this tokenizer")
-            padded.append((*ids, tokenizer.eos_token_id))
-        return cls(tuple(padded[:-1]), padded[-1])
+            padded.append(tuple((*ids, tokenizer.eos_token_id) for ids in turns))
+        return cls(tuple(padded[:-1]), padded[-1], tokenizer.eos_token_id)
+
+    @property
+    def turn_tokens(self) -> tuple[int, int]:
+        """Of the shortest turns and the longest."""
+        return len(self.answers[0]), max(map(len, self.answers))
 
     def tokens(self, episode: int, turn: int) -> tuple[int, ...]:
-        return self.answer if turn == turns_of(episode) - 1 else self.calls[turn]
+        """One turn; an episode's longer and shorter thoughts take turns, and so do those of episodes side by side."""
+        ways = self.answers if turn == turns_of(episode) - 1 else self.calls[turn]
+        return ways[(episode + turn) % len(ways)]
 
     def block(self, episodes: Sequence[int], turn: int) -> torch.Tensor:
-        """`[episodes, tokens]` of one turn."""
-        return torch.tensor([self.tokens(episode, turn) for episode in episodes])
+        """`[episodes, tokens]` of one turn, shorter ones filled with the token that ends them."""
+        turns = [self.tokens(episode, turn) for episode in episodes]
+        longest = max(map(len, turns))
+        return torch.tensor([[*ids, *[self.end] * (longest - len(ids))] for ids in turns])
+
+
+def _lengths(spread: int) -> list[int]:
+    """Words that thoughts have more than the shortest: none, all, half of them; 0 where all turns are as long."""
+    return [0, spread, spread // 2] if spread else [0]
+
+
+@dataclass
+class Waits:
+    """Seconds in which episodes had nothing to do, added up over the episodes.
+
+    Attributes:
+        writers: a turn was written, and others were still writing theirs.
+        callers: the calls of others were made, before or after its own, or while its own was done.
+        done: it was over, and others were not.
+    """
+
+    writers: float = 0.0
+    callers: float = 0.0
+    done: float = 0.0
+
+    def called(self, spent: float, own: Sequence[float]) -> None:
+        """Calls of one round, one an episode, took `spent` seconds in all, and these each by itself."""
+        self.callers += sum(max(0.0, spent - seconds) for seconds in own)
 
 
 @dataclass
 class Clock:
-    """Seconds of one run, and what was done; `cpu` are those of this process, which other work on the machine moves less."""
+    """Seconds of one run, and what was done; `cpu` are those of this process, which other work on the machine moves less.
+
+    `ended` is when each episode's newest turn had been written: the last thing that happens to it.
+    """
 
     total: float = 0.0
     generate: float = 0.0
@@ -130,6 +183,20 @@ class Clock:
     calls: int = 0
     pictures: int = 0
     prompt_tokens: int = 0
+    waits: Waits = field(default_factory=Waits)
+    ended: dict[int, float] = field(default_factory=dict)
+
+    def wrote(self, last_token: Mapping[int, float]) -> None:
+        """All of these episodes have written a turn by now; the last token of each came at that time."""
+        now = time.perf_counter()
+        self.waits.writers += sum(now - then for then in last_token.values())
+        self.ended.update(dict.fromkeys(last_token, now))
+
+    def finish(self, started: float, worked: float) -> None:
+        """Everything is over that began at these times, by the clock and in CPU seconds."""
+        now = time.perf_counter()
+        self.total, self.cpu = now - started, time.process_time() - worked
+        self.waits.done = sum(now - then for then in self.ended.values())
 
     @property
     def other(self) -> float:
@@ -157,6 +224,7 @@ class Overruled(Generation):
     """Writes what the script says, after having computed what it would have written."""
 
     script: Script
+    watch: Clock
     turn = -1
 
     def sample(
@@ -165,12 +233,33 @@ class Overruled(Generation):
         self.turn += 1
         episodes = list(range(len(self.rows))) if rows is None else list(rows)
         self.block, self.place = self.script.block(episodes, self.turn).to(self.device), 0
-        return super().sample(sampling, rows, listener)
+        last_token: dict[int, float] = {}
+
+        def told(row: int, tokens: Sequence[int]) -> None:
+            last_token[row] = time.perf_counter()
+
+        found = super().sample(sampling, rows, told)
+        self.watch.wrote(last_token)
+        return found
 
     def _draw(self, hidden: torch.Tensor, processors: LogitsProcessorList, temperature: float) -> torch.Tensor:
         super()._draw(hidden, processors, temperature)
+        if len(hidden) < len(self.block):  # rows that had ended were dropped, all of them
+            self.block = self.block[self.block[:, self.place - 1] != self.script.end]
         self.place += 1
         return self.block[:, self.place - 1]
+
+
+class TimedTools(Toolbox):
+    """Tools that note how long the calls of each episode waited for those of the others."""
+
+    watch: Clock
+
+    def run(self, jobs: Sequence[Job]) -> list[RawOutcome]:
+        started = time.perf_counter()
+        found = super().run(jobs)
+        self.watch.waits.called(time.perf_counter() - started, [outcome.seconds for outcome in found])
+        return found
 
 
 class Ours:
@@ -189,11 +278,15 @@ class Ours:
             max_turns=MAX_TURNS + 1,
         )
         self.loop = AgentLoop(self.policy, agent, 4000)
+        frame = self.policy.family.box_frame
+        self.tools = TimedTools(agent.tools, frame, files=agent.files, workers=agent.workers)
+        self.loop.toolbox = self.tools
 
     def run(self, episodes: int) -> Clock:
         sharing, policy, loop = self.policy.sharing, self.policy, self.loop
         assert sharing is not None
         loop.clock = type(loop.clock)()
+        self.tools.watch = clock = Clock()
         content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
         started, worked = time.perf_counter(), time.process_time()
         prompts = []
@@ -205,11 +298,11 @@ class Ours:
         store = PromptStore(policy)
         added = store.add(ready)
         generation = Overruled(policy.model, store, added, sharing.tier.attend, sharing.token_budget, multi_turn=True)
-        generation.script = self.setting.script
+        generation.script, generation.watch = self.setting.script, clock
         sampling = Sampling(4000, 1.0, stops=tuple(policy.stop_token_ids), banned=tuple(policy.banned_token_ids))
         played = loop.run(generation, store, added, ready, sampling)
-        clock = Clock(time.perf_counter() - started, loop.clock.generate_s, loop.clock.tools_s)
-        clock.cpu = time.process_time() - worked
+        clock.finish(started, worked)
+        clock.generate, clock.tools = loop.clock.generate_s, loop.clock.tools_s
         clock.turns, clock.calls = loop.clock.turns, loop.clock.calls
         clock.pictures = sum(len(one.pictures) for one in played)
         clock.prompt_tokens = sum(len(store.prompts[place].ids) for place in added)
@@ -220,14 +313,20 @@ class Ours:
 
 
 class Force(LogitsProcessor):
-    """Leaves one token possible for each row, at each step."""
+    """Leaves one token possible for each row, at each step, and notes when."""
 
     block: torch.Tensor
+    times: list[float]
     start = -1
+
+    def begin(self, block: torch.Tensor) -> None:
+        """A turn of these tokens `[rows, tokens]` comes next."""
+        self.block, self.times, self.start = block, [], -1
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if self.start < 0:
             self.start = input_ids.shape[1]
+        self.times.append(time.perf_counter())
         wanted = self.block[:, input_ids.shape[1] - self.start, None].to(scores.device)
         return torch.full_like(scores, -torch.inf).scatter(1, wanted, 0.0)
 
@@ -238,15 +337,15 @@ class Stock(GRPOTrainer):  # type: ignore[misc]
     script: Script
     force: Force
     clock: Clock
+    calls: list[float]
     turn = 0
     num_episodes = 0
 
     def _generate(self, prompts: list[Any]) -> Any:
-        self.turn, self.num_episodes = 0, len(prompts)
+        self.turn, self.num_episodes, self.calls = 0, len(prompts), []
         started, worked = time.perf_counter(), time.process_time()
         found = super()._generate(prompts)
-        self.clock.total += time.perf_counter() - started
-        self.clock.cpu += time.process_time() - worked
+        self.clock.finish(started, worked)
         self.clock.prompt_tokens = sum(map(len, found[0]))
         self.clock.pictures = sum(map(len, found[-1]))
         return found
@@ -255,11 +354,16 @@ class Stock(GRPOTrainer):  # type: ignore[misc]
         episodes = [one for one in range(self.num_episodes) if turns_of(one) > self.turn]
         if len(episodes) != len(prompt_ids):
             raise RuntimeError(f"turn {self.turn}: {len(prompt_ids)} episodes go on, and {len(episodes)} should")
-        self.force.block, self.force.start = self.script.block(episodes, self.turn), -1
+        # The calls of the round before were made one after the other.
+        self.clock.waits.called(sum(self.calls), self.calls)
+        self.calls = []
+        self.force.begin(self.script.block(episodes, self.turn))
+        lengths = [len(self.script.tokens(one, self.turn)) for one in episodes]
         self.turn += 1
         started = time.perf_counter()
         found = super()._generate_single_turn(prompt_ids, *rest, **named)
         self.clock.generate += time.perf_counter() - started
+        self.clock.wrote({one: self.force.times[n - 1] for one, n in zip(episodes, lengths, strict=True)})
         self.clock.turns += len(episodes)
         return found
 
@@ -320,7 +424,8 @@ def _timed(base: type[ToolEnvironment], side: StockSide) -> Callable[[], ToolEnv
             try:
                 return super()._call(tool, arguments)
             finally:
-                side.clock.tools += time.perf_counter() - started
+                side.trainer.calls.append(time.perf_counter() - started)
+                side.clock.tools += side.trainer.calls[-1]
                 side.clock.calls += 1
 
     return Timed
@@ -329,7 +434,7 @@ def _timed(base: type[ToolEnvironment], side: StockSide) -> Callable[[], ToolEnv
 # ---------------------------------------------------------------------- the comparison
 
 
-def set_up(folder: Path, hidden: int, layers: int, group: int, tool_ms: float) -> Setting:
+def set_up(folder: Path, hidden: int, layers: int, group: int, tool_ms: float, spread: int) -> Setting:
     """Write the model, and the slow tool if one is asked for."""
     processor: Any = build_processor("qwen3_vl", max_pixels=MAX_PIXELS)
     template = (Path(trl.__file__).parent / "chat_templates" / "qwen3_vl.jinja").read_text()
@@ -344,7 +449,7 @@ def set_up(folder: Path, hidden: int, layers: int, group: int, tool_ms: float) -
     tool = "slow_crop" if tool_ms else "crop"
     noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
     workers = 8 if tool_ms else 0
-    script = Script.of(processor.tokenizer, tool)
+    script = Script.of(processor.tokenizer, tool, spread)
     return Setting(folder / "model", tool, files, workers, group, script, Image.fromarray(noise))
 
 
@@ -382,24 +487,35 @@ def _medians(clocks: Sequence[Clock]) -> dict[str, float]:
         name: statistics.median(getattr(one, name) for one in clocks)
         for name in ("total", "generate", "tools", "other", "cpu")
     }
+    waits = {f"waits_{name}": statistics.median(getattr(one.waits, name) for one in clocks) for name in WAITS}
     rate = statistics.median(one.turns / one.total for one in clocks)
-    return {**found, "turns_per_second": rate, "prompt_tokens": clocks[0].prompt_tokens}
+    cpu_rate = statistics.median(one.turns / one.cpu for one in clocks)
+    return {
+        **found,
+        **waits,
+        "turns_per_second": rate,
+        "turns_per_cpu_second": cpu_rate,
+        "prompt_tokens": clocks[0].prompt_tokens,
+    }
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table for a person."""
-    lines = [
-        "| episodes | turns | turns/s ours | TRL | ours / TRL | by CPU time | ours: writing, tools, other (s) | TRL: writing, tools, other (s) |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    """The table for a person; `docs/performance.md` shows it as it is."""
+    heads = (
+        "episodes", "turns", "turns per second: ours", "TRL", "×", "turns per CPU second: ours", "TRL", "×",
+        "ours: writing, tools, other (s)", "TRL", "ours: waits for writers, for callers, when done (episode-seconds)", "TRL",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "| ---: " * len(heads) + "|"]
     for row in rows:
-        spent = {name: ", ".join(f"{row[name][part]:.2f}" for part in ("generate", "tools", "other")) for name in SIDES}
-        ratio = row["ratio"]
-        lines.append(
-            f"| {row['episodes']} | {row['turns']} | {row['ours']['turns_per_second']:.1f} "
-            f"| {row['stock']['turns_per_second']:.1f} | {ratio['median']:.2f} ({ratio['low']:.2f}..{ratio['high']:.2f}) "
-            f"| {row['cpu_ratio']:.2f} | {spent['ours']} | {spent['stock']} |"
-        )
+        ours, stock, ratio = row["ours"], row["stock"], row["ratio"]
+        cells = [str(row["episodes"]), str(row["turns"])]
+        cells += [f"{side['turns_per_second']:.1f}" for side in (ours, stock)]
+        cells += [f"{ratio['median']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})"]
+        cells += [f"{side['turns_per_cpu_second']:.1f}" for side in (ours, stock)]
+        cells += [f"{row['cpu_ratio']:.2f}"]
+        for parts in (("generate", "tools", "other"), tuple(f"waits_{name}" for name in WAITS)):
+            cells += [", ".join(f"{side[part]:.2f}" for part in parts) for side in (ours, stock)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -411,12 +527,17 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side; one before them is not counted")
     parser.add_argument("--hidden", type=int, default=128, help="width of the language model")
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument(
+        "--spread", type=int, default=16, help="words by which thoughts differ; 0 = all turns are as long"
+    )
     parser.add_argument("--tool-ms", type=float, default=0.0, help="the tool waits as long as this")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args(words)
     if min(given.repeats, given.group, *given.episodes) < 1:
         parser.error("--repeats, --group and --episodes must be at least 1")
+    if given.spread < 0:
+        parser.error("--spread must be at least 0")
     return given
 
 
@@ -426,11 +547,11 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        setting = set_up(Path(folder), given.hidden, given.layers, given.group, given.tool_ms)
+        setting = set_up(Path(folder), given.hidden, given.layers, given.group, given.tool_ms, given.spread)
         rows = compare(setting, given.episodes, given.repeats)
-    tokens = len(setting.script.answer)
+    tokens = setting.script.turn_tokens
     print(
-        f"random Qwen3-VL, {given.layers} layers of {given.hidden}, turns of {tokens} tokens, {MIN_TURNS} to {MAX_TURNS} an episode, "
+        f"random Qwen3-VL, {given.layers} layers of {given.hidden}, turns of {tokens[0]} to {tokens[1]} tokens, {MIN_TURNS} to {MAX_TURNS} an episode, "
         f"prompts shared by {given.group}, tool '{setting.tool}', trl {trl.__version__}, {given.threads} CPU thread(s), "
         f"medians of {given.repeats}\n"
     )

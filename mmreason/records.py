@@ -153,6 +153,7 @@ class Rollout:
         owner: for each of `token_ids`, 1 if it was sampled, 0 if it was put there; empty = all were sampled.
         spans: the same as text, for people; empty for rollouts without tools.
         pictures: those of tools, in order.
+        trained: for each of `spans`, how many of its tokens count in the loss; None where that is not known.
         forced: an agent's budget was used up, and the model was told to answer.
     """
 
@@ -170,4 +171,5 @@ class Rollout:
     owner: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     pictures: tuple[ToolPicture, ...] = ()
+    trained: tuple[int, ...] | None = None
     forced: bool = False

@@ -225,6 +225,7 @@ def rollout_record(rollout: Rollout, step: int, image_paths: Sequence[str]) -> d
         "stop_reason": rollout.stop_reason,
         **({"turns": [asdict(turn) for turn in rollout.turns]} if rollout.turns else {}),
         **({"spans": [[int(one.sampled), one.num_tokens, one.text] for one in rollout.spans]} if rollout.spans else {}),
+        **({"trained": list(rollout.trained)} if rollout.trained is not None else {}),
         **({"forced": True} if rollout.forced else {}),
     }
 

@@ -123,9 +123,9 @@ if rank == "1" and where == "on one rank, nothing on the other":
     trainer.rows.source = Bare()
 shown = []
 record = trainer._record
-def noted(advantages):
+def noted(output):
     shown.append([len(one.pictures) for one in trainer.trajectories])
-    record(advantages)
+    record(output)
 trainer._record = noted
 trainer.fit()
 weights = b"".join(p.detach().float().numpy().tobytes() for p in trainer.model.parameters())

@@ -6,7 +6,9 @@ have one to four turns, some with pictures and some without, and end by an answe
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,25 +16,27 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from test_prompt_once_exact import assert_same_gradients, gradients
 from transformers import set_seed
 
 from mmreason.agent.calls import Call, ParsedTurn
 from mmreason.agent.episode import Stop
+from mmreason.agent.formats import get_format
 from mmreason.agent.formats.deepeyes import DeepEyes
 from mmreason.agent.loop import AgentLoop, Trajectory, build_agent
 from mmreason.errors import ModelError
 from mmreason.policy.policy import Policy
-from mmreason.prompt_once.generation import Generation
+from mmreason.prompt_once.generation import Generation, Sampling
 from mmreason.prompt_once.prompts import IMAGE_PAD
 from mmreason.records import Row
-from mmreason.run_records import RunFolder
+from mmreason.run_records import RunFolder, read_metrics
 from mmreason.train.grpo import MMReasonGRPOTrainer
 from mmreason.train.run import training_rows
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-class AnyTextCalls(DeepEyes):
+class AnyText:
     """Reads a call, an answer, nothing or a mistake out of any text, by its checksum."""
 
     def parse(self, text: str, last_image: str = "img_0") -> ParsedTurn:
@@ -47,6 +51,23 @@ class AnyTextCalls(DeepEyes):
         return ParsedTurn("", answer="red") if choice == 8 else ParsedTurn(text)
 
 
+class AnyTextCalls(AnyText, DeepEyes):
+    """The same, with what tools return written as DeepEyes does."""
+
+
+def any_text(name: str, reads: type = AnyText) -> Any:
+    """The same, with what tools return written as in the format of this name."""
+    return type(f"{reads.__name__}{name}", (reads, type(get_format(name))), {})()
+
+
+class OnlyCalls(AnyText):
+    """Reads a call out of any text: no episode ever answers."""
+
+    def parse(self, text: str, last_image: str = "img_0") -> ParsedTurn:
+        side = 40 + zlib.crc32(text.encode()) % 30
+        return ParsedTurn("", (Call("crop", {"image": last_image, "box": [0, 0, side, side]}),))
+
+
 class Rows:
     """A question about a picture, and every third time about none."""
 
@@ -58,17 +79,63 @@ class Rows:
         return Row(f"made/{position}", ({"role": "user", "content": content},), shown, {"answer": "red"}, "made")
 
 
-class Recorded(Generation):
-    """Notes the log-probability of each token as it is drawn."""
+#: A token and the log-probability it was drawn with.
+Draw = tuple[int, float]
 
-    drawn: list[tuple[int, float]]
+
+class Recorded(Generation):
+    """Notes each token as it is drawn: for each turn of the batch, for each row that writes it, in order.
+
+    Attributes:
+        drawn: `[turn of the batch][place among the rows that write][token]`.
+    """
+
+    drawn: list[list[list[Draw]]]
+
+    def sample(self, sampling: Sampling, rows: Sequence[int] | None = None, listener: Any = None) -> list[list[int]]:
+        self._here = list(range(len(self.rows) if rows is None else len(rows)))
+        self._ended: set[int] = set()
+        self._stops = set(sampling.stops)
+        self.drawn.append([[] for _ in self._here])
+        return super().sample(sampling, rows, listener)
 
     def _draw(self, hidden: torch.Tensor, processors: Any, temperature: float) -> torch.Tensor:
         token = super()._draw(hidden, processors, temperature)
+        if len(token) < len(self._here):  # rows that had ended were dropped, all of them
+            self._here = [place for place in self._here if place not in self._ended]
         scores = self.model.get_output_embeddings()(hidden).float().log_softmax(-1)
-        for one, row in zip(token.tolist(), scores, strict=True):
-            self.drawn.append((one, float(row[one])))
+        for place, one, row in zip(self._here, token.tolist(), scores, strict=True):
+            if place not in self._ended:
+                self.drawn[-1][place].append((one, float(row[one])))
+            if one in self._stops:
+                self._ended.add(place)
         return token
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[tuple[int, int], list[Draw]]]:
+    """Has draws noted from now on; what it returns tells them by episode and turn."""
+    drawn: list[list[list[Draw]]] = []
+    writing: list[list[int]] = []
+    write = AgentLoop._write
+
+    def noted(self: AgentLoop, generation: Any, rows: Any, which: Sequence[int], *rest: Any) -> Any:
+        writing.append(list(which))
+        return write(self, generation, rows, which, *rest)
+
+    monkeypatch.setattr(Recorded, "drawn", drawn, raising=False)
+    monkeypatch.setattr("mmreason.prompt_once.sharing.Generation", Recorded)
+    monkeypatch.setattr(AgentLoop, "_write", noted)
+
+    def by_turn() -> dict[tuple[int, int], list[Draw]]:
+        found: dict[tuple[int, int], list[Draw]] = {}
+        turns: Counter[int] = Counter()
+        for rows, draws in zip(writing, drawn, strict=True):
+            for row, own in zip(rows, draws, strict=True):
+                found[row, turns[row]] = own
+                turns[row] += 1
+        return found
+
+    return by_turn
 
 
 AGENT: dict[str, Any] = {
@@ -90,7 +157,7 @@ def agent_trainer(config: Any) -> MMReasonGRPOTrainer:
     rows.source = Rows()
     agent = build_agent(config, policy)
     assert agent is not None
-    agent.wire = AnyTextCalls()
+    agent.wire = any_text(config.agent.format)
     # A random model does not end its turns: any of many tokens does.
     policy.model.generation_config.eos_token_id = [policy.tokenizer.eos_token_id, *range(40, 300)]
     trainer = MMReasonGRPOTrainer(policy, rows, config, RunFolder(Path(config.out) / config.name), agent=agent)
@@ -117,16 +184,24 @@ def sampled(trainer: MMReasonGRPOTrainer) -> dict[str, Any]:
     return output
 
 
-@pytest.mark.parametrize("keep_turns", [None, 1])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "keep_turns", "wire"),
+    [
+        *((family, keep_turns, "deepeyes") for family in FAMILIES for keep_turns in (None, 1)),
+        ("qwen2_5_vl", None, "native"),
+        ("qwen3_vl", 1, "native"),
+        ("qwen2_vl", None, "vilasr"),
+        ("qwen3_vl", None, "vrag"),
+    ],
+)
 def test_log_probs_of_the_trainer_are_those_of_sampling(
-    agent_config: Callable[..., Any], family: str, keep_turns: int | None, monkeypatch: pytest.MonkeyPatch
+    agent_config: Callable[..., Any], family: str, keep_turns: int | None, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[tuple[int, float]] = []
-    monkeypatch.setattr(Recorded, "drawn", drawn, raising=False)
-    monkeypatch.setattr("mmreason.prompt_once.sharing.Generation", Recorded)
-    trainer = agent_trainer(agent_config({"keep_turns": keep_turns}, family=family, policy={"prompt_once": "force"}))
+    by_turn = recorded(monkeypatch)
+    agent = {"keep_turns": keep_turns, "format": wire, "max_turn_tokens": 14}
+    trainer = agent_trainer(agent_config(agent, family=family, policy={"prompt_once": "force"}))
     output = sampled(trainer)
+    draws = by_turn()
     with torch.no_grad():
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
@@ -137,16 +212,22 @@ def test_log_probs_of_the_trainer_are_those_of_sampling(
     assert {len(one.turn_ends) for one in episodes} >= {1, 2, 3}
     assert sum(len(one.pictures) > 1 for one in episodes) >= 2, "no episode with several pictures"
     assert any(not one.pictures and not trainer._prepared[i].images for i, one in enumerate(episodes))
-    # Every token that was drawn and kept, with the probability it was drawn with.
-    left = {key: [value for token, value in drawn if token == key] for key in {token for token, _ in drawn}}
+    # Every token that was drawn and kept, in its row, turn and place, with the probability it was drawn with.
+    assert draws.keys() == {(row, turn) for row, one in enumerate(episodes) for turn in range(len(one.turn_ends))}
+    longest = 0
     for row, one in enumerate(episodes):
-        for column, (token, owner) in enumerate(zip(one.ids, one.owner, strict=True)):
-            if not owner:
-                continue
-            value = float(found[row, column])
-            closest = min(left[token], key=lambda known: abs(known - value))
-            assert closest == pytest.approx(value, abs=2e-5)
-            left[token].remove(closest)
+        start = 0
+        for turn, end in enumerate(one.turn_ends):
+            start += one.owner[start:].index(1)
+            kept = draws[row, turn][: end - start]
+            assert [token for token, _ in kept] == list(one.ids[start:end])
+            assert all(one.owner[start:end])
+            expected = torch.tensor([value for _, value in kept])
+            torch.testing.assert_close(found[row, start:end], expected, atol=2e-5, rtol=0)
+            longest = max(longest, end - start)
+            start = end
+        assert start == len(one.ids), "the last token is the end of the last turn"
+    assert longest > 5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -163,6 +244,30 @@ def test_packed_and_plain_passes_agree_where_pictures_lie_in_completions(
     plain = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, output["completion_ids"].shape[1])
     assert counted.any()
     torch.testing.assert_close(packed[0][counted], plain[0][counted], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_packed_and_plain_passes_agree_where_pictures_lie_in_completions(
+    agent_config: Callable[..., Any], family: str
+) -> None:
+    """In float64, with a weight of its own for each token that counts."""
+    rollout = {"prompts_per_step": 4, "group_size": 3}
+    trainer = agent_trainer(agent_config(family=family, policy={"prompt_once": "force"}, rollout=rollout))
+    output = sampled(trainer)
+    assert any(one.pictures for one in trainer.trajectories)
+    model = trainer.model.double()
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    counted = trainer.loss_mask(output).bool()
+
+    def slopes(packs: bool) -> dict[str, torch.Tensor]:
+        trainer._packs = packs
+        found, _, _ = trainer._get_per_token_logps_and_entropies(model, ids, mask, output["completion_ids"].shape[1])
+        return gradients(model, found.masked_fill(~counted, 0.0))
+
+    packed, plain = slopes(True), slopes(False)
+    assert any("visual" in name and gradient.any() for name, gradient in plain.items()), "no way back to a picture"
+    assert_same_gradients(packed, plain)
 
 
 def test_older_turns_leave_the_context_with_their_pictures(agent_config: Callable[..., Any]) -> None:
@@ -240,6 +345,58 @@ def test_episodes_that_were_cut_off_teach_nothing(agent_config: Callable[..., An
             torch.testing.assert_close(advantages[~rewards.isnan()], expected.float(), atol=1e-5, rtol=1e-4)
         else:
             assert (advantages == 0).all()
+
+
+@pytest.mark.parametrize("loss", ["grpo", "bnpo", "dapo"])
+@pytest.mark.parametrize("over_budget", ["mask", "leave_out", "keep"])
+def test_a_batch_in_which_every_episode_is_cut_off(
+    agent_config: Callable[..., Any], over_budget: str, loss: str
+) -> None:
+    config = agent_config(
+        {"over_budget": over_budget, "max_turns": 3},
+        objective={"loss_type": loss},
+        rollout={"prompts_per_step": 4},
+        trainer={"steps": 2, "micro_batch_size": 8},
+    )
+    trainer = agent_trainer(config)
+    assert trainer.agent is not None
+    trainer.agent.wire = any_text("deepeyes", OnlyCalls)
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    outputs: list[dict[str, Any]] = []
+    totals: list[torch.Tensor] = []
+    record = trainer._record
+
+    def noted(output: dict[str, Any]) -> None:
+        assert all(one.stop.over_budget for one in trainer.trajectories)
+        outputs.append(output)
+        totals.append(trainer.sampled.total.clone())
+        record(output)
+
+    trainer._record = noted  # type: ignore[method-assign]
+    trainer.fit()
+    after = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    kept = over_budget == "keep"
+    assert torch.isfinite(after).all()
+    assert torch.equal(before, after) != kept
+    for output, total in zip(outputs, totals, strict=True):
+        assert bool(trainer.loss_mask(output).any()) == kept
+        groups = total.view(-1, config.rollout.group_size)
+        assert (groups.std(dim=1) > 0).any(), "there would be something to learn"
+        usual = (groups - groups.mean(dim=1, keepdim=True)) / (groups.std(dim=1, keepdim=True) + 1e-4)
+        # Left out, nobody is left to be compared with; masked, they still belong to their group.
+        expected = torch.zeros(len(total)) if over_budget == "leave_out" else usual.flatten()
+        torch.testing.assert_close(output["advantages"], expected, atol=1e-5, rtol=1e-4)
+    lines = list(read_metrics(trainer.folder.metrics))
+    assert len(lines) == 2
+    for line in lines:
+        assert line["tools/over_budget"] == 1.0
+        told = [line[name] for name in ("loss", "grad_norm", "entropy", "reward", "reward_std", "completion_length")]
+        assert all(value is not None and math.isfinite(value) for value in told)
+        if not kept:
+            assert line["loss"] == line["grad_norm"] == 0.0
+        # Not known is only what there are no such episodes or groups to take a mean of.
+        unknown = {name for name, value in line.items() if value is None}
+        assert all(name.startswith(("tools/", "zero_variance_groups/")) for name in unknown), unknown
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo"])

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import agent, memory, models, perception, prompt_once, results, reward_hostile, rewards, sides
 from benchmarks.reward_sides import MATH_VERIFY, OURS, POOL, TRL
 from benchmarks.sides import Case, Settings
+from mmreason.policy.tiny import build_processor
 
 CASE = Case(prompt=44, completion=6, group=4, prompts=2)
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="a CPU run; trainers would take the GPU")
@@ -222,8 +223,51 @@ def test_both_sides_play_the_same_episodes(tmp_path: Path, capsys: pytest.Captur
             assert told["total"] == pytest.approx(told["generate"] + told["tools"] + told["other"])
             assert all(told[part] > 0 for part in ("generate", "tools", "other", "turns_per_second"))
             assert told["tools"] >= (0.02 * 3 if tool_ms == "20" else 0)
+            assert told["turns_per_cpu_second"] > 0
+            # An episode is never waiting longer than all of it took.
+            assert all(0 <= told[f"waits_{name}"] <= row["episodes"] * told["total"] for name in agent.WAITS)
         assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
         assert f"\n| {row['episodes']} | {row['turns']} |" in said
+    for name in agent.SIDES:
+        alone, together = one[name], five[name]
+        # Nobody to wait for; else for the longer turns of a round, and until the episode of four turns is over.
+        assert alone["waits_writers"] + alone["waits_callers"] + alone["waits_done"] < 0.5 * alone["total"]
+        assert together["waits_writers"] > alone["waits_writers"]
+        assert together["waits_done"] > alone["waits_done"]
+    if tool_ms == "20":
+        # Five calls, four and two, one after the other: each waits for all others of its round.
+        assert five["stock"]["waits_callers"] >= 0.02 * (5 * 4 + 4 * 3 + 2 * 1)
+
+
+def test_turns_of_a_script_differ_by_the_spread() -> None:
+    processor: Any = build_processor("qwen3_vl", max_pixels=agent.MAX_PIXELS)
+    end = processor.tokenizer.eos_token_id
+    even, spread = (agent.Script.of(processor.tokenizer, "crop", words) for words in (0, 6))
+    assert {len(even.tokens(episode, turn)) for episode in range(9) for turn in range(2)} == {even.turn_tokens[0]}
+    short, long = spread.turn_tokens
+    assert (short, long - short) == (even.turn_tokens[0], 6)
+    block = spread.block(range(6), 1).tolist()
+    for episode, row in enumerate(block):
+        ids = list(spread.tokens(episode, 1))
+        assert row == ids + [end] * (long - len(ids))
+        assert ids.index(end) == len(ids) - 1
+    assert {len(spread.tokens(episode, 1)) - short for episode in range(6)} == {0, 3, 6}
+
+
+def test_waiting_is_what_others_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(agent.time, "perf_counter", lambda: now)
+    clock = agent.Clock()
+    now = 110.0
+    clock.wrote({0: 104.0, 1: 107.0, 2: 110.0})
+    clock.waits.called(5.0, [2.0, 3.0])
+    now = 120.0
+    clock.wrote({0: 119.0, 2: 120.0})
+    now = 121.0
+    clock.finish(100.0, 0.0)
+    # Episode 1 was over at 110; the others wrote until 120, and a second passed before the loop saw that.
+    assert clock.waits == agent.Waits(writers=6 + 3 + 1, callers=3 + 2, done=11 + 1 + 1)
+    assert clock.total == 21.0
 
 
 def test_sides_that_differ_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:

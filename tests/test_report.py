@@ -450,6 +450,7 @@ def test_pictures_keep_to_the_budget(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- episodes with tools
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.fixed_dictionaries(
         {},
@@ -464,13 +465,15 @@ def test_pictures_keep_to_the_budget(tmp_path: Path) -> None:
                 JSON | st.dictionaries(st.sampled_from(["id", "path", "size", "tool"]), JSON), max_size=4
             ),
             "stop_reason": JSON,
+            "trained": st.lists(st.integers(0, 9) | st.text(max_size=1), max_size=5) | st.none(),
         },
     )
 )
 def test_any_episode_can_be_described(record: dict[str, Any]) -> None:
     found = describe_trajectory(record, 1000)
     json.dumps(found, allow_nan=False)
-    assert found is None or all(span["sampled"] or not span["trained"] for span in found["spans"])
+    if found is not None and "trained" not in record:
+        assert all(span["sampled"] or not span["trained"] for span in found["spans"])
 
 
 def test_each_picture_of_an_episode_stands_once_whatever_the_texts_say() -> None:
@@ -491,3 +494,24 @@ def test_each_picture_of_an_episode_stands_once_whatever_the_texts_say() -> None
     assert found["pictures"]["img_2"]["size"] is None
     assert describe_trajectory({**record, "stop_reason": "stop"}, 1000)["spans"][0]["trained"]  # type: ignore[index]
     assert describe_trajectory({"completion": "x"}, 1000) is None
+
+
+def test_what_a_record_says_was_trained_stands_above_why_the_episode_ended() -> None:
+    record = {
+        "spans": [[1, 3, "a"], "damaged", [0, 5, "shown"], [1, 4, "b"]],
+        "stop_reason": "budget",
+    }
+
+    def trained(record: dict[str, Any], trains_cut: bool = False) -> list[float]:
+        found = describe_trajectory(record, 1000, trains_cut=trains_cut)
+        assert found is not None
+        return [span["trained"] for span in found["spans"]]
+
+    # Kept although it was cut off, in part, and left out although a run keeps what was cut off.
+    assert trained(record | {"trained": [3, 0, 0, 4]}) == [3, 0, 4]
+    assert trained(record | {"trained": [3, 0, 2, 1]}) == [3, 2, 1]
+    assert trained(record | {"trained": [0, 0, 0, 0]}, trains_cut=True) == [0, 0, 0]
+    # Where a record does not say, or its list is damaged.
+    for unsaid in ({}, {"trained": [3]}, {"trained": [3, 0, "x", 4]}, {"trained": "3004"}):
+        assert trained(record | unsaid) == [0, 0, 0]
+        assert trained(record | unsaid, trains_cut=True) == [3, 0, 4]

@@ -317,6 +317,23 @@ def test_what_was_cut_off_is_coloured_as_not_trained(tools_page: Any) -> None:
     assert set_filter(tools_page, "f-why", "call").endswith("2 of 4 rollouts.")
 
 
+def test_colours_follow_what_the_record_says_was_trained(browser: Any, tmp_path: Path) -> None:
+    folder = make_tool_run(tmp_path / "told")
+    first, second, cut, last = read_rollouts(folder.rollouts)
+    first["trained"], cut["trained"] = [21, 3, 5, 0, 0], [21, 0, 3]
+    folder.rollouts.write_text("".join(json.dumps(one) + "\n" for one in (first, second, cut, last)))
+    browser.get(build_report(folder.path).as_uri())
+    rollout = 'document.querySelectorAll(".rollout")'
+    told = ask(browser, f'[...{rollout}[0].querySelectorAll(".who")].map(s => s.textContent)')
+    assert told == ["model · 21", "shown · 40, 3 trained", "model · 18, 5 trained", "shown · 12", "model · 9"]
+    kinds = ask(browser, f'[...{rollout}[0].querySelectorAll(".span")].map(s => s.classList[1])')
+    assert kinds == ["trained", "inserted", "trained", "inserted", "untrained"]
+    assert "trained, 29 tokens" in ask(browser, f'{rollout}[0].querySelector(".trajectory .legend").textContent')
+    kinds = ask(browser, f'[...{rollout}[2].querySelectorAll(".span")].map(s => s.classList[1])')
+    assert kinds == ["trained", "inserted", "trained"]
+    assert errors(browser) == []
+
+
 def test_what_tools_said_is_searched(tools_page: Any) -> None:
     assert set_filter(tools_page, "f-query", "there is no picture").endswith("1 of 4 rollouts.")
     assert ask(tools_page, 'document.querySelector(".span.inserted mark").textContent') == "there is no picture"

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from importlib import resources
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from test_report import data_of
 
 from mmreason.config.compose import plain_dict
 from mmreason.report.build import build_report
-from mmreason.run_records import RunFolder, read_metrics
+from mmreason.run_records import RunFolder, read_metrics, read_rollouts
 from mmreason.train.alarms import AlarmBook
 from mmreason.train.tool_metrics import tool_metrics
 
@@ -114,6 +115,39 @@ def test_hostile_names_stay_inside_their_strings(trained: RunFolder, tmp_path: P
     text = page.read_text(encoding="utf-8")
     assert (text.count("<script"), text.count("</script"), text.count("<img")) == (2, 2, 0)
     assert any(known.startswith("tools/failures/</script><script>") for known in data_of(page)["series"])
+
+
+@pytest.mark.parametrize("mask_truncated", [False, True])
+def test_the_page_shows_what_was_in_the_loss(
+    make_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, mask_truncated: bool
+) -> None:
+    """Episodes that were cut off are kept, but those cut inside a turn are masked where `objective.mask_truncated` says so."""
+    config = make_config(
+        agent=AGENT | {"over_budget": "keep"},
+        objective={"mask_truncated": mask_truncated},
+        rollout={"prompts_per_step": 6, "group_size": 4, "max_new_tokens": 200},
+        trainer={"steps": 1},
+    )
+    trainer = agent_trainer(config)
+    masks: list[list[int]] = []
+    record = trainer._record
+    monkeypatch.setattr(
+        trainer, "_record", lambda output: (masks.extend(trainer.loss_mask(output).tolist()), record(output))
+    )
+    trainer.fit()
+    folder = RunFolder(Path(config.out) / config.name)
+    folder.write_config(plain_dict(config))
+    kinds: set[tuple[str, bool]] = set()
+    for one, mask in zip(read_rollouts(folder.rollouts), masks, strict=True):
+        starts = list(accumulate((span[1] for span in one["spans"]), initial=0))
+        counts = [sum(mask[start:end]) for start, end in pairwise(starts)]
+        assert one["trained"] == counts
+        kinds.add((one["stop_reason"], sum(counts) > 0))
+    assert {("budget", True), ("length", not mask_truncated), ("stop", True)} <= kinds
+    told = [record["trained"] for record in read_rollouts(folder.rollouts)]
+    groups = data_of(build_report(folder.path, max_groups=100))["groups"]
+    shown = [[span["trained"] for span in rollout["trajectory"]["spans"]] for g in groups for rollout in g["rollouts"]]
+    assert sorted(shown) == sorted(told)
 
 
 # ---------------------------------------------------------------------- in a browser

@@ -5,11 +5,12 @@ What enters: a finished `Trajectory`. What leaves: `Span`s and `ToolPicture`s, f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from mmreason.records import Span, ToolPicture
+from mmreason.records import Rollout, Span, ToolPicture
 
 if TYPE_CHECKING:
     from mmreason.agent.loop import Trajectory
@@ -28,6 +29,22 @@ def spans_of(policy: Policy, trajectory: Trajectory) -> tuple[Span, ...]:
         text = "".join(_texts(policy, ids, pad, names))
         found.append(Span(bool(sampled), len(ids), text))
     return tuple(found)
+
+
+def with_trained(rollout: Rollout, mask: Sequence[int]) -> Rollout:
+    """The rollout with how many tokens of each of its spans count in the loss.
+
+    Args:
+        rollout: an episode; one without spans stays as it is.
+        mask: 1 for each of its tokens that counts; what stands behind them is padding.
+    """
+    if not rollout.spans:
+        return rollout
+    counts, start = [], 0
+    for span in rollout.spans:
+        counts.append(sum(map(bool, mask[start : start + span.num_tokens])))
+        start += span.num_tokens
+    return replace(rollout, trained=tuple(counts))
 
 
 def _texts(policy: Policy, ids: list[int], pad: int, names: Iterator[str]) -> Iterator[str]:

@@ -27,17 +27,20 @@
         : found.images ? el("span", { class: "part" }, found.images === 1 ? "1 picture" : found.images + " pictures") : null);
   }
 
+  /** Said where not all of what was written is trained, or some of what was shown. */
+  const part = (span, odd) => odd ? ", " + span.trained + " trained" : "";
+
   function written(span, query) {
     const kind = span.trained ? "trained" : "untrained";
     return el("div", { class: "span " + kind },
       el("span", { class: "who", title: span.trained ? "sampled by the model: these tokens are trained" : "sampled by the model; the episode was cut off, so they are not trained" },
-        "model · " + span.tokens),
+        "model · " + span.tokens + part(span, span.trained && span.trained !== span.tokens)),
       el("div", {}, mmreason.text.completion(span.segments, query), span.calls.map((found) => call(found, query))));
   }
 
   function inserted(span, query, trajectory, pictures) {
     return el("div", { class: "span inserted" },
-      el("span", { class: "who", title: "put there by tools and the loop: never trained" }, "shown · " + span.tokens),
+      el("span", { class: "who", title: "put there by tools and the loop: not trained" }, "shown · " + span.tokens + part(span, span.trained)),
       el("div", {}, span.parts.map(([kind, text]) => kind === "picture"
         ? figure(text, trajectory.pictures[text], pictures)
         : el("pre", { class: "completion", dir: "auto" }, mmreason.text.marked(text, query)))));
@@ -47,13 +50,13 @@
   mmreason.trajectory = function (trajectory, query, pictures) {
     const placed = new Set(trajectory.spans.flatMap((span) => (span.parts || []).filter((p) => p[0] === "picture").map((p) => p[1])));
     const left = Object.entries(trajectory.pictures).filter(([id]) => !placed.has(id));
-    const total = (keep) => trajectory.spans.filter(keep).reduce((sum, span) => sum + span.tokens, 0);
-    const entry = (kind, text, count) => count ? el("span", { class: "key" }, el("i", { class: "swatch " + kind }), text + ", " + count + " tokens") : null;
+    const count = (of) => trajectory.spans.reduce((sum, span) => sum + of(span), 0);
+    const entry = (kind, text, tokens) => tokens ? el("span", { class: "key" }, el("i", { class: "swatch " + kind }), text + ", " + tokens + " tokens") : null;
     return el("div", { class: "trajectory" },
       trajectory.spans.length ? el("p", { class: "legend" },
-        entry("trained", "trained", total((s) => s.trained)),
-        entry("untrained", "written, not trained: the episode was cut off", total((s) => s.sampled && !s.trained)),
-        entry("inserted", "shown to the model", total((s) => !s.sampled))) : null,
+        entry("trained", "trained", count((s) => s.trained)),
+        entry("untrained", "written, not trained: the episode was cut off", count((s) => s.sampled ? s.tokens - s.trained : 0)),
+        entry("inserted", "shown to the model", count((s) => s.sampled ? 0 : s.tokens))) : null,
       trajectory.spans.map((span) => span.sampled ? written(span, query) : inserted(span, query, trajectory, pictures)),
       trajectory.rest.map((found) => call(found, query)),
       left.map(([id, found]) => figure(id, found, pictures)));

@@ -30,24 +30,26 @@ def describe_trajectory(record: Record, max_chars: int, *, trains_cut: bool = Tr
     Args:
         record: of the rollout.
         max_chars: of all its stretches together.
-        trains_cut: episodes that were cut off count in the loss (`agent.over_budget=keep`).
+        trains_cut: episodes that were cut off count in the loss (`agent.over_budget=keep`); for records that do not say themselves
+            what was trained.
 
     Returns:
-        `spans`: for each stretch `sampled`, `trained`, `tokens`, `segments` (of what the model wrote) or `parts` (of what it was shown:
+        `spans`: for each stretch `sampled`, `tokens`, how many of them are `trained`, `segments` (of what the model wrote) or `parts` (of what it was shown:
         `["text", …]` or `["picture", id]`) and `calls`; `pictures`: id -> `path`, `tool`, `size`; `rest`: calls that belong to no stretch.
     """
-    spans = [span for span in items(record.get("spans"))[:MAX_SPANS] if _is_span(span)]
+    told = items(record.get("spans"))[:MAX_SPANS]
+    trained = _trained(record, told, trains_cut)
+    spans = [(*span, count) for span, count in zip(told, trained, strict=True) if _is_span(span)]
     calls = _calls(record)
     if not spans and not any(call["tool"] or call["error"] for call in calls):
         return None
     pictures = _pictures(record)
-    trained = trains_cut or record.get("stop_reason") not in CUT_OFF
     share = max(MIN_SPAN_CHARS, max_chars // max(1, len(spans)))
     waiting = _by_turn(calls)
     unseen = dict.fromkeys(pictures)
     described = []
-    for sampled, tokens, text in spans:
-        one: dict[str, Any] = {"sampled": bool(sampled), "trained": bool(sampled) and trained, "tokens": tokens}
+    for sampled, tokens, text, count in spans:
+        one: dict[str, Any] = {"sampled": bool(sampled), "trained": count, "tokens": tokens}
         if sampled:
             one["segments"] = cut_middle(segments_of(text), share)
             one["calls"] = next(waiting, [])
@@ -60,6 +62,15 @@ def describe_trajectory(record: Record, max_chars: int, *, trains_cut: bool = Tr
 def failed_calls(record: Record) -> bool:
     """Whether a turn held no call where it should have, or a call failed."""
     return any(isinstance(turn, Mapping) and turn.get("ok") is False for turn in items(record.get("turns"))[:MAX_CALLS])
+
+
+def _trained(record: Record, spans: Sequence[object], trains_cut: bool) -> list[float]:
+    """How many tokens of each stretch count in the loss: as the record says, else by why the episode ended."""
+    told = [number(count) for count in items(record.get("trained"))[:MAX_SPANS]]
+    if len(told) == len(spans) and None not in told:
+        return [count for count in told if count is not None]
+    counts = trains_cut or record.get("stop_reason") not in CUT_OFF
+    return [span[1] if counts and _is_span(span) and span[0] == 1 else 0 for span in spans]  # type: ignore[index]
 
 
 def _is_span(span: object) -> bool:

@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
 from mmreason.agent.loop import AgentLoop
+from mmreason.agent.spans import with_trained
 from mmreason.boxes import parse_boxes
 from mmreason.config.schema import RunConfig
 from mmreason.errors import DataError, ImageError, MMReasonError, ModelError, RewardFailure
@@ -271,7 +272,7 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
         self._boundary = RandomStates.capture(), self.rewards.state_dict(), self.replay_snapshot()
         with self.clock.stage("preprocess"):
             output = self.complete_objective(self.filled_batch(inputs))
-            self._record(output["advantages"])
+            self._record(output)
         return output
 
     def sampled_round(self, inputs: list[dict[str, Any]], *, first: bool) -> dict[str, Any]:
@@ -375,11 +376,11 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
 
     # ------------------------------------------------------------------ records
 
-    def _record(self, advantages: torch.Tensor) -> None:
+    def _record(self, output: Mapping[str, Any]) -> None:
         """Write the rollouts and keep the batch's numbers for `log`.
 
         Args:
-            advantages: `[N]` of this process, in the order of `self.sampled.rollouts`.
+            output: the generation batch of this process, in the order of `self.sampled.rollouts`.
         """
         batch, config = self.sampled, self.run_config
         total = batch.total
@@ -412,8 +413,10 @@ class MMReasonGRPOTrainer(SealedCheckpoints, PhasedBatches):
             told = None if correct is None else correct.tolist()
             self._sampled |= gathered_tool_metrics(batch.rollouts, told, AllProcesses())
         if config.trainer.save_rollouts:
-            rollouts = gather_object([packed(rollout) for rollout in batch.rollouts])
-            everyone = self.accelerator.gather(advantages)
+            masks = self.loss_mask(output).tolist()
+            pairs = zip(batch.rollouts, masks, strict=True)
+            rollouts = gather_object([packed(with_trained(rollout, mask)) for rollout, mask in pairs])
+            everyone = self.accelerator.gather(output["advantages"])
             if self.accelerator.is_main_process:
                 columns = {name: _or_none(batch.values[:, k]) for k, name in enumerate(self.reward_func_names)}
                 self.writer.write(self.state.global_step + 1, rollouts, columns, _or_none(total), _or_none(everyone))
