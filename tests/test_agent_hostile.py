@@ -274,23 +274,48 @@ def test_every_hostile_episode_ends_within_its_limits(
     assert {Stop.answer, Stop.budget} <= {one.stop for one in played}
 
 
-@pytest.mark.parametrize("box", [*THIN_BOXES, "[0, 0, 102, 1000]"])
-def test_a_piece_too_thin_for_the_model_is_an_error_and_no_end(thin_policy: Policy, box: str) -> None:
-    """A crop of up to 100:1 may be made, and its size may fit no pixel budget: the model is told so, and goes on."""
-    policy = thin_policy
-    loop = loop_of(policy, "deepeyes")
+def played_crop(policy: Policy, loop: AgentLoop, box: str) -> Trajectory:
+    """An episode that crops a long picture and answers; the picture stands upright for boxes that do."""
     upright = box == "[0, 0, 102, 1000]"
     crop = f'<tool_call>{{"name": "crop", "arguments": {{"image": "img_0", "box": {box}}}}}</tool_call>'
-    turns = [crop, "<answer>red</answer>"]
-    (one,) = play_script(loop, [policy.prepare(row_of(*((400, 3800) if upright else (3800, 400))))], [turns])
+    prepared = policy.prepare(row_of(*((400, 3800) if upright else (3800, 400))))
+    (one,) = play_script(loop, [prepared], [[crop, "<answer>red</answer>"]])
     check(policy, one)
     assert (one.stop, one.episode.answer) == (Stop.answer, "red")
-    first = one.episode.turns[0]
-    assert not first.ok
-    assert first.tool == "crop"
+    assert one.episode.turns[0].tool == "crop"
+    return one
+
+
+@pytest.mark.parametrize("box", [*THIN_BOXES[:-1], "[0, 0, 102, 1000]"])  # the last is thinner than tools allow
+def test_a_strip_as_thin_as_tools_allow_is_shown_within_the_budget(thin_policy: Policy, box: str) -> None:
+    one = played_crop(thin_policy, loop_of(thin_policy, "deepeyes"), box)
+    assert one.episode.turns[0].ok
+    size = one.geometry[-1].model_size
+    assert max(size) > 20 * min(size)
+
+
+def test_a_picture_that_fits_no_size_is_an_error_and_no_end(
+    thin_policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the bounds of the budget nearly meet, there may be no size between them: the model is told so, and goes on."""
+    policy = thin_policy
+    loop = loop_of(policy, "deepeyes")
+    seen = policy.geometry_of
+
+    def narrow(size: tuple[int, int], max_pixels: int | None = None) -> Any:
+        if size[0] > 50 * size[1]:
+            monkeypatch.setattr(
+                policy, "config", policy.config.model_copy(update={"min_pixels": 50000, "max_pixels": 50100})
+            )
+        return seen(size, max_pixels)
+
+    monkeypatch.setattr(policy, "geometry_of", narrow)
+    one = played_crop(policy, loop, THIN_BOXES[0])
+    assert not one.episode.turns[0].ok
+    assert one.episode.turns[0].error == "tool_failed"
     assert one.pictures == ()
     shown = policy.tokenizer.decode([token for token, owner in zip(one.ids, one.owner, strict=True) if not owner])
-    assert "error:" in shown
+    assert "fits no size" in shown
 
 
 def test_hostile_episodes_with_thin_pictures_end(thin_policy: Policy) -> None:
