@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from mmreason.config.compose import by_size
+from mmreason.config.compose import by_rows, by_size
 from mmreason.errors import ConfigError
 from mmreason.registry import did_you_mean
 
@@ -93,12 +93,13 @@ def _sized(node: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _sized(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, str) and node.startswith(_MARK):
+    elif isinstance(node, str) and _MARK in node:
         yield path, *(_resolved(node, model) for model in ("published", "tiny"))
 
 
 def _resolved(text: str, model: str) -> Any:
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    OmegaConf.register_new_resolver("by_rows", by_rows, replace=True)
     tree = OmegaConf.create({"model": {"name": model}, "value": text})
     value = tree["value"]
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
