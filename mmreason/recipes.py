@@ -114,6 +114,10 @@ def as_table(found: list[Recipe]) -> str:
         "`mmreason recipe show NAME` prints the published values beside those for the tiny model. This page is written by",
         "`mmreason recipe table` from the files in [`conf/recipe/`](../../conf/recipe); a test compares them.",
         "",
+        "Every recipe takes `data=FILE.jsonl`, but for `tiny_vlm` and `tiny_tools`, which make the embedded models. Phases and supervised stages that",
+        "have generated rows of their own keep them; what that means stands with the recipe. Papers give lengths in epochs: an epoch of your file has rows /",
+        "`rollout.prompts_per_step` steps (`trainer.steps`). Real models are asked for the blocks that `reward.format.tags` want (`{form}` in `model.instruction`).",
+        "",
         "| recipe | source | task | made of |",
         "|---|---|---|---|",
     ]

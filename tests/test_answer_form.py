@@ -84,7 +84,9 @@ def test_texts_of_other_blocks() -> None:
 
 
 def test_typed_options_reach_the_question() -> None:
-    config = compose("train", [REAL, "reward.format.tags=[think,boxed]", "model.instruction=' Be brief. {form}'"]).config
+    config = compose(
+        "train", [REAL, "reward.format.tags=[think,boxed]", "model.instruction=' Be brief. {form}'"]
+    ).config
     assert asked(config) == r" Be brief. First think inside <think> </think>, then put the answer in \boxed{}."
     assert asked(compose("train", [REAL, "model.form='<think> first, then <answer>.'"]).config) == (
         " <think> first, then <answer>."

@@ -60,7 +60,10 @@ def test_data_sets_of_a_task_are_those_of_its_rows() -> None:
 def test_guard_and_mask_without_a_term_that_reads_them_are_refused() -> None:
     said = refusal("objective.guard.cut=0.1", "objective.mask.probability=0.9")
     assert "objective.guard changes nothing without objective.terms.perception_kl" in said
-    assert "objective.mask changes nothing without a loss term that looks at masked images (double_entropy, perception_kl)" in said
+    assert (
+        "objective.mask changes nothing without a loss term that looks at masked images (double_entropy, perception_kl)"
+        in said
+    )
     # The guard watches one term, the mask serves both.
     entropy = "objective.terms.double_entropy.coefficient=0.01"
     compose("train", [entropy, "objective.mask.probability=0.9"])

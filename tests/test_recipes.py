@@ -226,7 +226,12 @@ def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of four questions about a picture, with text answers, boxes and captions."""
     folder = tmp_path_factory.mktemp("own")
     Image.new("RGB", (64, 64), "navy").save(folder / "a.png")
-    row = {"question": "<image>What is it?", "image": "a.png", "caption": "All blue.", "completion": "<answer>blue</answer>"}
+    row = {
+        "question": "<image>What is it?",
+        "image": "a.png",
+        "caption": "All blue.",
+        "completion": "<answer>blue</answer>",
+    }
     rows = [row | {"id": str(n), "target": {"answer": "blue", "boxes": [[1, 2, 30, 40]]}} for n in range(4)]
     (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder / "mine.jsonl"
@@ -253,7 +258,7 @@ def test_what_recipes_make_of_rows_of_your_own(own_rows: Path) -> None:
     assert [(one.data.path is None, one.data.caption_column) for one in phases] == [
         (True, None), (False, "caption"), (False, None),
     ]  # fmt: skip
-    assert [one.task.name for one in phases][0] == "random_calculation"
+    assert phases[0].task.name == "random_calculation"
     chain = compose("train", ["recipe=r1_onevision", f"data={own_rows}"])
     cold, rl = (one.composed.config for one in plan_chain(chain))
     assert (cold.data.path, rl.data.path) == (None, str(own_rows))
@@ -280,7 +285,9 @@ def test_says_how_long_it_trains(name: str) -> None:
     """Not left to `conf/trainer`, and told beside what was published."""
     one = recipe(name)
     assert "trainer.steps" in [option for option, _, _ in one.values]
-    assert any(word in text for text in one.deviations for word in ("steps", "lengths of the phases", "phases end by step"))
+    assert any(
+        word in text for text in one.deviations for word in ("steps", "lengths of the phases", "phases end by step")
+    )
 
 
 def test_a_typed_option_wins_over_both_sizes() -> None:

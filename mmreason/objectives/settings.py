@@ -268,7 +268,9 @@ def _ratio_problems(objective: ObjectiveConfig) -> list[str]:
     loss, level = objective.loss_type, objective.importance_sampling
     where = f"objective.importance_sampling={level}"
     if loss == "luspo" and level == "token":
-        return [f"{where}: luspo scales the loss of a whole completion by its length, which takes one ratio per completion: sequence"]
+        return [
+            f"{where}: luspo scales the loss of a whole completion by its length, which takes one ratio per completion: sequence"
+        ]
     if loss == "vespo" and level == "sequence":
         return [f"{where} changes nothing: vespo makes its own weight of each completion; leave it out"]
     if loss in ("bnpo", "dr_grpo", "dapo", "cispo") and level == "sequence":
