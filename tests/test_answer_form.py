@@ -108,7 +108,7 @@ def test_a_question_that_asks_for_another_form_is_refused() -> None:
 
 
 def test_a_phase_cannot_want_another_form_than_the_run_asks_for() -> None:
-    words = ["task=scene_qa", REAL, "trainer.steps=9"]
+    words = ["task=scene_qa", REAL, "trainer.steps=30"]
     phases = "[{name: a, until_step: 3, set: {reward.format.tags: [think, boxed]}}, {name: b}]"
     said = refusal(*words, f"curriculum.phases={phases}")
     assert "curriculum phase 'a': reward.format.tags=[think, boxed] wants boxed" in said

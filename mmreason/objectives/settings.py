@@ -254,7 +254,8 @@ def _idle_sections(objective: ObjectiveConfig) -> list[str]:
             "objective.guard changes nothing without objective.terms.perception_kl, which it watches: give that a coefficient, such as "
             "0.01, or leave the guard out"
         )
-    if objective.mask != MaskConfig() and not any(MASKED_NEEDS & set(LOSS_TERMS.get(name).needs) for name in named):
+    masks = objective.mask != MaskConfig() and objective.mask.probability > 0
+    if masks and not any(MASKED_NEEDS & set(LOSS_TERMS.get(name).needs) for name in named):
         readers = ", ".join(name for name, spec in LOSS_TERMS if MASKED_NEEDS & set(spec.needs))
         problems.append(
             f"objective.mask changes nothing without a loss term that looks at masked images ({readers}): give one a coefficient, or "
