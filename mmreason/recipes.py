@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from mmreason.config.compose import by_size
+from mmreason.config.compose import by_rows, by_size
 from mmreason.errors import ConfigError
 from mmreason.registry import did_you_mean
 
@@ -93,12 +93,13 @@ def _sized(node: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():
             yield from _sized(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, str) and node.startswith(_MARK):
+    elif isinstance(node, str) and _MARK in node:
         yield path, *(_resolved(node, model) for model in ("published", "tiny"))
 
 
 def _resolved(text: str, model: str) -> Any:
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    OmegaConf.register_new_resolver("by_rows", by_rows, replace=True)
     tree = OmegaConf.create({"model": {"name": model}, "value": text})
     value = tree["value"]
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -112,6 +113,10 @@ def as_table(found: list[Recipe]) -> str:
         "`mmreason train recipe=NAME` runs one on the embedded tiny model; `model=qwen2_5_vl_3b data=FILE.jsonl` on a real one.",
         "`mmreason recipe show NAME` prints the published values beside those for the tiny model. This page is written by",
         "`mmreason recipe table` from the files in [`conf/recipe/`](../../conf/recipe); a test compares them.",
+        "",
+        "Every recipe takes `data=FILE.jsonl`, but for `tiny_vlm` and `tiny_tools`, which make the embedded models. Phases and supervised stages that",
+        "have generated rows of their own keep them; what that means stands with the recipe. Papers give lengths in epochs: an epoch of your file has rows /",
+        "`rollout.prompts_per_step` steps (`trainer.steps`). Real models are asked for the blocks that `reward.format.tags` want (`{form}` in `model.instruction`).",
         "",
         "| recipe | source | task | made of |",
         "|---|---|---|---|",

@@ -15,11 +15,12 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmreason.config.answer_form import FORM
 from mmreason.config.compose import Composed, compose, size_of
 from mmreason.config.overrides import quote
 from mmreason.config.schema import RunConfig, StageConfig
@@ -80,7 +81,7 @@ def plan_chain(
     Raises:
         ConfigError: with the problems of all stages; nothing has started.
     """
-    problems = _chain_problems(chain.config)
+    problems = _chain_problems(chain)
     planned: list[PlannedStage] = []
     coming: set[str] = set()
     for number, stage in enumerate(chain.config.stages, start=1):
@@ -108,11 +109,18 @@ def plan_chain(
     return planned
 
 
-def _chain_problems(config: RunConfig) -> list[str]:
+def _chain_problems(chain: Composed) -> list[str]:
+    config = chain.config
     problems = []
     names = [stage.name for stage in config.stages]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [f"stages: the name '{name}' is there twice" for name in twice]
+    typed = set(map(_key, chain.overrides))
+    if config.data.path is not None and all(has_own_rows(stage, typed) for stage in config.stages):
+        problems.append(
+            f"data.path={config.data.path}: every stage of this recipe learns from generated traces (sft.phases), so the file changes "
+            "nothing; leave it out, or learn from it by `mmreason sft data=FILE.jsonl`"
+        )
     problems += [f"stages: '{name}' has a meaning of its own; choose another name" for name in names if name in _WORDS]
     if config.resume not in ("none", "auto"):
         problems.append(f"resume={config.resume}: a chain goes on at its first unfinished stage; use resume=auto")
@@ -130,11 +138,32 @@ def _stage_words(chain: Composed, stage: StageConfig, number: int, before: Seque
     """The command line of a stage: its own options, then what was typed for the chain, then what ties it to the others."""
     typed = [word for word in chain.overrides if _key(word) not in _CHAIN_KEYS]
     links, linked = _links(chain, stage, before)
+    keys = {_key(word) for word in typed}
+    if has_own_rows(stage, keys):
+        linked |= {key for key in keys if key.partition(".")[0] == "data"}
     typed = [word for word in typed if _key(word) not in linked]
     keys = {_key(word) for word in typed}
     own = [_word(stage, key, value, linked) for key, value in stage.set.items() if key not in keys]
     place = [f"out={quote(str(chain.run_dir))}", f"name={quote(f'{number}-{stage.name}')}", "stages=[]"]
-    return [*own, *typed, *place, *links]
+    return [*own, *typed, *_form_word(chain.config, stage, keys), *place, *links]
+
+
+def has_own_rows(stage: StageConfig, typed: Collection[str]) -> bool:
+    """Whether a stage learns from generated traces, whatever file the chain is given; not if its phases are typed, such as `sft.phases=[]`.
+
+    Args:
+        stage: of a chain.
+        typed: options of the command line.
+    """
+    return stage.command == "sft" and bool(stage.set.get("sft.phases")) and "sft.phases" not in typed
+
+
+def _form_word(chain: RunConfig, stage: StageConfig, typed: set[str]) -> list[str]:
+    """Every stage asks for the form that the chain's rewards want, also those that would ask as the start model was trained."""
+    own = {key for key in stage.set if key == "model.form" or key == "reward" or key.startswith("reward.format")}
+    if own or "model.form" in typed or chain.model.form is None or FORM not in chain.model.instruction:
+        return []
+    return [f"model.form={quote(chain.model.form)}"]
 
 
 def _word(stage: StageConfig, key: str, value: Any, linked: frozenset[str]) -> str:

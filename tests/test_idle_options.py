@@ -54,6 +54,52 @@ def test_data_sets_of_a_task_are_those_of_its_rows() -> None:
     assert {build_task(several.task).row(index).dataset for index in range(60)} == set(task_datasets(several))
 
 
+# ---------------------------------------------------------------------- parts that no loss term reads
+
+
+def test_guard_and_mask_without_a_term_that_reads_them_are_refused() -> None:
+    said = refusal("objective.guard.cut=0.1", "objective.mask.probability=0.9")
+    assert "objective.guard changes nothing without objective.terms.perception_kl" in said
+    assert (
+        "objective.mask changes nothing without a loss term that looks at masked images (double_entropy, perception_kl)"
+        in said
+    )
+    # The guard watches one term, the mask serves both.
+    entropy = "objective.terms.double_entropy.coefficient=0.01"
+    compose("train", [entropy, "objective.mask.probability=0.9"])
+    assert "objective.guard" in refusal(entropy, "objective.guard.cut=0.1")
+    compose("train", ["objective.terms.perception_kl.coefficient=0.01", "objective.guard.cut=0.1"])
+    # A recipe whose term is switched off keeps what belonged to it.
+    compose("train", ["recipe=papo", "objective.terms.perception_kl=null"])
+
+
+@pytest.mark.parametrize("loss", ["bnpo", "dr_grpo", "dapo", "cispo"])
+def test_ratios_of_sequences_in_sums_over_tokens_are_refused(loss: str) -> None:
+    said = refusal(f"objective={loss}", "objective.importance_sampling=sequence")
+    assert f"{loss} sums over tokens" in said
+    assert "objective=gspo" in said
+    compose("train", [f"objective={loss}"])
+
+
+def test_losses_that_settle_the_level_of_the_ratio() -> None:
+    assert "luspo scales the loss of a whole completion" in refusal(
+        "objective=luspo", "objective.importance_sampling=token"
+    )
+    assert "vespo makes its own weight" in refusal("objective=vespo", "objective.importance_sampling=sequence")
+    for name in ("luspo", "vespo", "gspo", "sapo"):
+        compose("train", [f"objective={name}"])
+    compose("train", ["objective=sapo", "objective.importance_sampling=sequence"])
+
+
+def test_dropout_between_two_passes_that_are_compared_is_refused() -> None:
+    lora = ["model.lora.rank=4", "model.lora.dropout=0.1"]
+    for term in ("perception_kl", "double_entropy"):
+        said = refusal(f"objective.terms.{term}.coefficient=0.01", *lora)
+        assert f"objective.terms.{term} compares two passes of the policy, and with model.lora.dropout=0.1" in said
+        compose("train", [f"objective.terms.{term}.coefficient=0.01", "model.lora.rank=4"])
+    compose("train", ["objective.terms.nll_on_correct.coefficient=0.01", "reward.correct='iou > 0.5'", *lora])
+
+
 # ---------------------------------------------------------------------- pictures that are not there
 
 

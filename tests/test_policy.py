@@ -181,6 +181,14 @@ def test_the_instruction_names_the_familys_frame_only_for_boxes() -> None:
     assert question.messages[0]["content"] == build_task(TaskConfig(name="scene_qa"), 0).row(0).messages[0]["content"]
 
 
+def test_the_form_stands_behind_the_question() -> None:
+    question = build_task(TaskConfig(name="scene_qa"), 0).row(0)
+    policy = tiny_policy("qwen3_vl", instruction=" {form} {box_hint}", form=r"Answer in \boxed{}.")
+    assert policy.render(policy.prompt(question)).count(r"? Answer in \boxed{}.<|im_end|>") == 1
+    usual = tiny_policy("qwen3_vl", instruction=" {form} {box_hint}")
+    assert "<think> </think>, then answer inside <answer> </answer>.<|im_end|>" in usual.render(usual.prompt(question))
+
+
 # ---------------------------------------------------------------------- sampling
 
 

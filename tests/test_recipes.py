@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmreason.cli import main
 from mmreason.config.compose import compose
+from mmreason.config.curriculum import goal, phase_configs
 from mmreason.config.schema import RunConfig
 from mmreason.errors import ConfigError
 from mmreason.recipes import TABLE, Recipe, as_table, recipe, recipes
 from mmreason.stages import plan_chain
+from mmreason.train.opening import check_rows
+from mmreason.train.rows import RowFiles
 
 ALL = [one.name for one in recipes()]
 #: Recipes of `mmreason train` with a paper; the others are the project's own.
@@ -63,11 +67,13 @@ _PAPO = {
     "objective.mask.patch_px": 14, "objective.mask.gradient": False, "rollout.group_size": 5, "rollout.temperature": 1.0,
     "rollout.top_p": 0.99, "rollout.max_new_tokens": 2048, "trainer.learning_rate": 1e-6, "trainer.weight_decay": 0.01,
     "trainer.lr_schedule": "constant", "trainer.warmup_steps": 0, "reward.exact.weight": 0.9, "reward.format.weight": 0.1,
+    "reward.format.tags": ["think", "boxed"], "model.min_pixels": 200704, "model.max_pixels": 1003520,
+    "rollout.prompts_per_step": 128, "trainer.steps": round(2 * 38800 / 128), "trainer.max_grad_norm": 1.0,
+    "model.freeze_vision": False,
 }  # fmt: skip
 PUBLISHED: dict[str, dict[str, Any]] = {
     "papo": {
         **_PAPO, "objective.terms.perception_kl.coefficient": 0.02, "objective.beta": 0.01, "objective.epsilon_high": 0.3,
-        "rollout.prompts_per_step": 128,
     },
     "papo_dapo": {
         **_PAPO, "objective.terms.perception_kl.coefficient": 0.01, "objective.terms.double_entropy.coefficient": 0.03,
@@ -78,16 +84,19 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "vlm_r1_ovd": {**_RL, **_FALLING, "objective.beta": 0.0, "rollout.temperature": 0.9, "rollout.max_new_tokens": 2048},
     "vicrit": {
+        "reward.format.tags": ["think", "boxed"],
         "reward.caption_critic.weight": 0.9, "reward.format.weight": 0.1, "objective.scale_rewards": "none", "objective.beta": 0.0,
     },
     "visionary_r1": {
         **_FALLING, "objective.beta": 0.04, "objective.beta_schedule": "cosine", "rollout.group_size": 8, "rollout.temperature": 0.9,
         "rollout.top_p": 0.9, "rollout.top_k": 50, "trainer.learning_rate": 5e-7, "reward.caption_sufficiency.weight": 0.1,
+        "reward.exact.weight": 1.0, "reward.format.weight": 1.0, "reward.format.tags": ["info", "think", "answer"],
+        "model.max_pixels": 2359296,
     },
     "univg_r1": {
         **_RL, **_FALLING, "objective.beta": 0.04, "rollout.temperature": 0.9, "rollout.max_new_tokens": 256,
         "model.freeze_vision": True, "objective.advantages.difficulty_weight.kind": "exp", "reward.iou.weight": 1.0,
-        "reward.format.weight": 1.0,
+        "reward.format.weight": 1.0, "model.max_pixels": 640000, "rollout.prompts_per_step": 16,
     },
     "rex_thinker": {
         **_RL, "objective.beta": 0.04, "rollout.temperature": 1.0, "rollout.max_new_tokens": 2048, "model.freeze_vision": True,
@@ -95,23 +104,28 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "visualquality_r1": {
         **_FALLING, "objective.beta": 0.04, "rollout.group_size": 6, "rollout.prompts_per_step": 8, "rollout.temperature": 0.9,
-        "rollout.max_new_tokens": 256, "trainer.learning_rate": 1e-6,
+        "rollout.max_new_tokens": 256, "trainer.learning_rate": 1e-6, "reward.thurstone_fidelity.weight": 1.0,
+        "reward.format.weight": 1.0, "model.freeze_vision": False,
     },
     "deepperception": {
         **_FALLING, "objective.beta": 0.04, "rollout.group_size": 4, "rollout.max_new_tokens": 512, "trainer.learning_rate": 1e-6,
+        "rollout.prompts_per_step": 4, "rollout.temperature": 0.9,
         "reward.iou_above.threshold": 0.8, "reward.format.weight": 0.5, "reward.json_schema.weight": 0.5,
     },
     "karl": {
         "objective.beta": 0.02, "rollout.group_size": 4, "rollout.prompts_per_step": 8, "rollout.max_new_tokens": 1500,
-        "trainer.learning_rate": 5e-7, "reward.knowledge_iou.threshold": 0.65,
+        "trainer.learning_rate": 5e-7, "reward.knowledge_iou.threshold": 0.65, "trainer.steps": 2 * 2000 // 8,
     },
     "timemaster": {
         "objective.loss_type": "dapo", "objective.beta": 0.01, "rollout.group_size": 5, "rollout.max_new_tokens": 1024,
         "trainer.learning_rate": 1e-6, "reward.exact.weight": 0.9, "reward.format.weight": 0.1,
-        "reward.extension_bonus.weight": 0.5,
+        "reward.extension_bonus.weight": 0.5, "reward.format.tags": ["think", "class", "extension"],
     },
     "infi_mmr": {"reward.exact.weight": 0.9, "reward.format.weight": 0.1},
-    "r1_onevision": {**_RL, "objective.beta": 0.04, "reward.exact.weight": 1.0, "reward.format.weight": 1.0},
+    "r1_onevision": {
+        **_RL, "objective.beta": 0.04, "reward.exact.weight": 1.0, "reward.format.weight": 1.0,
+        "trainer.steps": 10000 // 16,
+    },
     "sophia": {
         "rollout.prompts_per_step": 64, "rollout.group_size": 8, "trainer.learning_rate": 5e-7, "model.freeze_vision": True,
     },
@@ -124,7 +138,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "reward.laser_d_adaptive.target_tokens": 4096, "reward.laser_d_adaptive.every_steps": 20,
     },
     "autothink": {**_RL, "objective.beta": 0.0, "rollout.temperature": 0.6, "rollout.max_new_tokens": 8192},
-    "noisy_reward": {"reward.shapers.flip.share": 0.4, "rollout.group_size": 4, "rollout.max_new_tokens": 4096},
+    "noisy_reward": {
+        "reward.shapers.flip.share": 0.4, "rollout.group_size": 4, "rollout.max_new_tokens": 4096, "trainer.learning_rate": 1e-6,
+        "objective.beta": 0.0,
+    },
     "trpa": {
         "objective.loss_type": "trpa", "objective.trpa.beta": 0.1, "objective.trpa.winner_factor": 2.5,
         "objective.trpa.kl_coefficient": 0.001, "rollout.group_size": 16, "rollout.prompts_per_step": 4, "rollout.temperature": 1.0,
@@ -202,6 +219,75 @@ def test_phases_are_the_published_ones() -> None:
     phases = compose("train", ["recipe=infi_mmr"]).config.curriculum.phases
     assert [phase.name for phase in phases] == ["text", "captioned", "free"]
     assert phases[1].set == {"task.caption": True}
+
+
+@pytest.fixture(scope="module")
+def own_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of four questions about a picture, with text answers, boxes and captions."""
+    folder = tmp_path_factory.mktemp("own")
+    Image.new("RGB", (64, 64), "navy").save(folder / "a.png")
+    row = {
+        "question": "<image>What is it?",
+        "image": "a.png",
+        "caption": "All blue.",
+        "completion": "<answer>blue</answer>",
+    }
+    rows = [row | {"id": str(n), "target": {"answer": "blue", "boxes": [[1, 2, 30, 40]]}} for n in range(4)]
+    (folder / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "mine.jsonl"
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("tiny_vlm", "tiny_tools")])
+@pytest.mark.parametrize("model", ["tiny", "qwen2_5_vl_3b"])
+def test_takes_rows_of_your_own(name: str, model: str, own_rows: Path) -> None:
+    composed = compose("train", [f"recipe={name}", f"model={model}", f"data={own_rows}"], check_files=True)
+    if not composed.config.stages:
+        last = goal(composed.config)
+        assert last.data.path == str(own_rows)
+        check_rows(composed.config, RowFiles())
+        return
+    stages = {one.stage.name: one.composed.config for one in plan_chain(composed)}
+    assert str(own_rows) in {config.data.path for config in stages.values()}
+    for config in stages.values():
+        assert config.data.path is None or not config.sft.phases
+        assert config.collect.first_row == 0, "a file may have no rows beyond those of the first round"
+
+
+def test_what_recipes_make_of_rows_of_your_own(own_rows: Path) -> None:
+    phases = phase_configs(compose("train", ["recipe=infi_mmr", f"data={own_rows}"]).config)
+    assert [(one.data.path is None, one.data.caption_column) for one in phases] == [
+        (True, None), (False, "caption"), (False, None),
+    ]  # fmt: skip
+    assert phases[0].task.name == "random_calculation"
+    chain = compose("train", ["recipe=r1_onevision", f"data={own_rows}"])
+    cold, rl = (one.composed.config for one in plan_chain(chain))
+    assert (cold.data.path, rl.data.path) == (None, str(own_rows))
+    assert len(cold.sft.phases) == 1
+    chain = compose("train", ["recipe=r1_onevision", f"data={own_rows}", "sft.phases=[]"])
+    assert {one.composed.config.data.path for one in plan_chain(chain)} == {str(own_rows)}
+
+
+def test_a_file_that_no_stage_would_read_is_refused(own_rows: Path) -> None:
+    chain = compose("train", ["recipe=tiny_tools", f"data={own_rows}"])
+    with pytest.raises(ConfigError, match="every stage of this recipe learns from generated traces"):
+        plan_chain(chain)
+
+
+#: The perception recipes, whose lengths and batches are the recipe's own or said to differ.
+PERCEPTION = (
+    "vlm_r1_rec", "vlm_r1_ovd", "papo", "papo_dapo", "vicrit", "visionary_r1", "univg_r1", "rex_thinker", "visualquality_r1",
+    "deepperception", "karl", "timemaster", "infi_mmr", "r1_onevision", "sophia", "visrl", "laser_d", "autothink", "noisy_reward", "trpa",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PERCEPTION)
+def test_says_how_long_it_trains(name: str) -> None:
+    """Not left to `conf/trainer`, and told beside what was published."""
+    one = recipe(name)
+    assert "trainer.steps" in [option for option, _, _ in one.values]
+    assert any(
+        word in text for text in one.deviations for word in ("steps", "lengths of the phases", "phases end by step")
+    )
 
 
 def test_a_typed_option_wins_over_both_sizes() -> None:

@@ -96,7 +96,8 @@ _SHORT_FORMS = """\
                                 boxes, add reward=scene_qa
   model=FOLDER or model=ORG/NAME
                                 picks the settings of the model's family, sets model.name; a run folder means
-                                its final/; a run's weights keep their pixel budget and instruction
+                                its final/; a run's weights keep their pixel budget and instruction,
+                                and all commands but train ask for the form that they were trained for
   task=NAME                     also picks the rewards that fit; reward=NAME picks others
   reward.NAME.weight=0.5        adds a reward or changes its weight; reward.NAME=null drops it"""
 

@@ -33,6 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from mmreason.config import explain
+from mmreason.config.answer_form import FORM, form_problems, with_form
 from mmreason.config.curriculum import curriculum_problems, phase_configs
 from mmreason.config.needed_files import missing_files
 from mmreason.config.overrides import (
@@ -109,7 +110,7 @@ def compose(
     places, words = split_search_path(overrides)
     folders = _folders([*config_dirs, *places], problems)
     with _hydra(folders, config_name):
-        prepared = prepare(words, _group_choices(folders))
+        prepared = prepare(words, _group_choices(folders), command)
         problems += prepared.problems
         if any(word.partition("=")[0].lstrip("+") == "command" for word in overrides):
             problems.append(f"command: fixed by `mmreason {command}`; leave it out")
@@ -118,10 +119,10 @@ def compose(
     if composed is None:
         raise _refusal(command, problems)
     raw, choices = composed
-    config = _validated(raw, problems)
+    config = _validated(with_form(raw), problems)
     if config is not None and not problems:
         # A chain runs nothing itself: each of its stages is checked on its own (`mmreason.stages`).
-        problems += _disagreements(config) + _ignored_words(config, words) if not config.is_chain else []
+        problems += _disagreements(config) + _ignored_words(config, overrides) if not config.is_chain else []
         problems += _chain_problems(config)
         problems += _curriculum_problems(config) if config.command == "train" and not problems else []
         problems += _dataset_problems(config) if config.command == "train" and not problems else []
@@ -177,7 +178,7 @@ def defaults_list(
     places, words = split_search_path(overrides)
     folders = _folders([*config_dirs, *places], problems)
     with _hydra(folders, None) as loader:
-        prepared = prepare(words, _group_choices(folders))
+        prepared = prepare(words, _group_choices(folders), command)
         problems += prepared.problems
         if problems:
             raise _refusal(command, problems)
@@ -249,7 +250,7 @@ def _hydra(folders: Sequence[Path], config_name: str | None) -> Iterator[Any]:
     """
     ConfigStore.instance().store(name="schema", node=plain_dict(RunConfig()), provider="mmreason.config.schema")
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    OmegaConf.register_new_resolver("without_data_file", _without_data_file, replace=True)
+    OmegaConf.register_new_resolver("by_rows", by_rows, replace=True)
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     main = next((folder for folder in folders if config_name and (folder / f"{config_name}.yaml").is_file()), None)
     if main is None:
@@ -376,9 +377,9 @@ def _model_label(name: str) -> str:
     return f"{path.parent.name}-{path.name}" if path.name.startswith("checkpoint-") else path.name
 
 
-def _without_data_file(phases: Any, *, _root_: DictConfig) -> Any:
-    """Resolver `${without_data_file:PHASES}`: the supervised phases, or none where `data.path` gives the rows."""
-    return [] if OmegaConf.select(_root_, "data.path") else phases
+def by_rows(generated: Any, from_file: Any, *, _root_: DictConfig) -> Any:
+    """Resolver `${by_rows:GENERATED,FROM_FILE}`: what suits the rows of a task, or those of a file (`data.path`)."""
+    return from_file if OmegaConf.select(_root_, "data.path") else generated
 
 
 def by_size(published: Any, tiny: Any, *, _root_: DictConfig) -> Any:
@@ -478,7 +479,7 @@ def _disagreements(config: RunConfig) -> list[str]:
     if config.command == "train":
         from mmreason.objectives.settings import objective_problems, shows_nothing
 
-        problems += objective_problems(config)
+        problems += objective_problems(config) + form_problems(config)
         if config.augment.active() and shows_nothing(config):
             problems += [
                 f"augment.{name} changes images, and the questions of task={config.task.name} have none: set "
@@ -577,6 +578,8 @@ def _judge_problems(config: RunConfig) -> list[str]:
 def _ignored_words(config: RunConfig, words: Sequence[str]) -> list[str]:
     """What was typed and would change nothing."""
     typed = {word.partition("=")[0].lstrip("+") for word in words}
+    if "model.form" in typed and config.model.form is not None and FORM not in config.model.instruction:
+        return [f"model.form: model.instruction has no place for it; write {FORM} there, or leave it out"]
     if config.command == "sft" and config.sft.phases and "trainer.steps" in typed:
         return ["trainer.steps: the steps of sft.phases count here; change those, or leave trainer.steps out"]
     phases = sorted(word for word in typed if word.partition(".")[0] == "curriculum")

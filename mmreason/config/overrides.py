@@ -54,8 +54,8 @@ class Prepared:
     problems: list[str] = field(default_factory=list)
 
 
-def prepare(words: Sequence[str], group_choices: GroupChoices) -> Prepared:
-    """Rewrite and check all words of one job; never raises, problems are collected."""
+def prepare(words: Sequence[str], group_choices: GroupChoices, command: str = "train") -> Prepared:
+    """Rewrite and check all words of one job of a command; never raises, problems are collected."""
     prepared = Prepared()
     short: list[str] = []
     plain: list[str] = []
@@ -66,7 +66,7 @@ def prepare(words: Sequence[str], group_choices: GroupChoices) -> Prepared:
         elif equals and key.lstrip("+") == "eval.compare":
             plain.append(f"eval.compare={quote(weights_place(_unquoted(value)))}")
         elif equals and key == "model" and _is_model_place(_unquoted(value), group_choices):
-            short += model_words(_unquoted(value))
+            short += model_words(_unquoted(value), asked_as_trained=command != "train")
         else:
             plain.append(word)
     # Short forms first: what the user sets by its full name wins, wherever it stands.
@@ -143,12 +143,13 @@ def quote(value: str) -> str:
     return "'" + escaped + "\\" * trailing + "'"
 
 
-def model_words(place: str) -> list[str]:
+def model_words(place: str, *, asked_as_trained: bool = True) -> list[str]:
     """Words for `model=PLACE`: the group that suits the family, the name, what a run's checkpoint inherits.
 
-    `place` is a hub id, a folder with weights, or a run folder (its `final/` is meant). A folder written by
-    mmreason keeps the pixel budget and the instruction it was trained with, read from the run's
-    `config.yaml`.
+    Args:
+        place: a hub id, a folder with weights, or a run folder (its `final/` is meant). A folder written by mmreason keeps the
+            pixel budget and the instruction it was trained with, read from the run's `config.yaml`.
+        asked_as_trained: also the form of its answers (`model.form`). `mmreason train` asks for the form that its own rewards want.
     """
     folder = Path(place).expanduser()
     if not folder.is_dir():
@@ -158,7 +159,7 @@ def model_words(place: str) -> list[str]:
     words = [f"model={_group_of_folder(folder)}", f"model.name={quote(str(folder))}"]
     model = run_config.get("model")
     if isinstance(model, dict) and "command" in run_config:
-        for name in _INHERITED:
+        for name in (*_INHERITED, *(("form",) if asked_as_trained else ())):
             if isinstance(model.get(name), (int, str)):
                 words.append(f"model.{name}={quote(str(model[name]))}")
     return words

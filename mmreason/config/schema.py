@@ -110,7 +110,13 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, more time")
     instruction: str = Field(
         "",
-        description="text put after every question; '{box_hint}' becomes how this model family writes boxes",
+        description="text put after every question; '{form}' becomes the form that is asked for, '{box_hint}' how this "
+        "model family writes boxes",
+    )
+    form: str | None = Field(
+        None,
+        min_length=1,
+        description="what '{form}' in the instruction becomes; null = the blocks that reward.format.tags want",
     )
     lora: LoraConfig = Field(default_factory=LoraConfig)
 

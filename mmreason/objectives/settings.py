@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmreason.config.schema import ObjectiveConfig, RunConfig, TrpaConfig
+from mmreason.config.schema import GuardConfig, MaskConfig, ObjectiveConfig, RunConfig, TrpaConfig
 from mmreason.errors import ConfigError, MMReasonError
 from mmreason.objectives.registry import ADVANTAGES, LOSS_TERMS, AdvantageSpec, LossTermSpec, load_objective_files
 from mmreason.registry import did_you_mean
@@ -92,7 +92,7 @@ def objective_problems(config: RunConfig) -> list[str]:
             "uses no advantages; leave it out"
             for one in transforms
         ]
-    problems += _refill_problems(config)
+    problems += _idle_sections(config.objective) + _ratio_problems(config.objective) + _refill_problems(config)
     if config.objective.beta_schedule != "constant" and config.objective.beta == 0:
         problems.append(
             f"objective.beta_schedule={config.objective.beta_schedule} changes nothing while objective.beta=0: "
@@ -114,6 +114,12 @@ def _term_problems(config: RunConfig, term: ActiveTerm) -> list[str]:
         problems.append(f"{where} compares with the reference model, which is loaded for objective.beta > 0 only")
     if {"correct", "correct_mean"} & set(term.spec.needs) and config.reward.correct is None:
         problems.append(f"{where} must know what is correct: set reward.correct, such as reward.correct='exact > 0.5'")
+    lora = config.model.lora
+    if MASKED_NEEDS & set(term.spec.needs) and lora.rank > 0 and lora.dropout > 0:
+        problems.append(
+            f"{where} compares two passes of the policy, and with model.lora.dropout={lora.dropout:g} each draws units of its own: they "
+            "would differ where masking changes nothing, and the term would be paid for that. Set model.lora.dropout=0, or leave the term out"
+        )
     if compares_masked(term) and config.objective.mask.probability == 0:
         problems.append(
             f"{where} compares with masked images, and objective.mask.probability=0 masks nothing: give the chance of each "
@@ -234,6 +240,46 @@ def _trpa_problems(config: RunConfig) -> list[str]:
             "leave trainer.micro_batch_size out, or share prompts"
         )
     return problems
+
+
+def _idle_sections(objective: ObjectiveConfig) -> list[str]:
+    """Sections that only some terms read, changed where none of those is in the run.
+
+    A term that is switched off by null may leave them behind: a recipe without one of its parts is still a recipe.
+    """
+    named = [name for name in objective.terms if name in LOSS_TERMS]
+    problems = []
+    if objective.guard != GuardConfig() and "perception_kl" not in named:
+        problems.append(
+            "objective.guard changes nothing without objective.terms.perception_kl, which it watches: give that a coefficient, such as "
+            "0.01, or leave the guard out"
+        )
+    masks = objective.mask != MaskConfig() and objective.mask.probability > 0
+    if masks and not any(MASKED_NEEDS & set(LOSS_TERMS.get(name).needs) for name in named):
+        readers = ", ".join(name for name, spec in LOSS_TERMS if MASKED_NEEDS & set(spec.needs))
+        problems.append(
+            f"objective.mask changes nothing without a loss term that looks at masked images ({readers}): give one a coefficient, or "
+            "leave the mask out (augment.mask_patches masks the pictures that are trained on)"
+        )
+    return problems
+
+
+def _ratio_problems(objective: ObjectiveConfig) -> list[str]:
+    """Losses whose meaning settles the level of the ratio; TRL only warns."""
+    loss, level = objective.loss_type, objective.importance_sampling
+    where = f"objective.importance_sampling={level}"
+    if loss == "luspo" and level == "token":
+        return [
+            f"{where}: luspo scales the loss of a whole completion by its length, which takes one ratio per completion: sequence"
+        ]
+    if loss == "vespo" and level == "sequence":
+        return [f"{where} changes nothing: vespo makes its own weight of each completion; leave it out"]
+    if loss in ("bnpo", "dr_grpo", "dapo", "cispo") and level == "sequence":
+        return [
+            f"{where}: {loss} sums over tokens, so that the one ratio of a completion would count as often as it has tokens, and long ones "
+            "weigh more. For GSPO use objective=gspo (loss_type=grpo); if length is to weigh, objective=luspo"
+        ]
+    return []
 
 
 def _ignored_by_own_loss(objective: ObjectiveConfig) -> list[str]:

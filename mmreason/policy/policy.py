@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from mmreason.config.answer_form import instruction_text
 from mmreason.config.schema import LoraConfig, ModelConfig, PolicyConfig
 from mmreason.errors import DataError, ImageError, ModelError
 from mmreason.images import ImageLoader
@@ -237,12 +238,12 @@ class Policy:
             return messages
         # Where the answer has to say in which image each box lies, the model is told how.
         hint = self.family.box_hint(names_image=isinstance(row.target.get("image_index"), (list, tuple)))
-        instruction = self.config.instruction.replace("{box_hint}", hint if "boxes" in row.target else "")
+        instruction = instruction_text(self.config, hint if "boxes" in row.target else "")
         last = messages[-1]
         if isinstance(last["content"], str):
-            last["content"] = last["content"] + instruction.rstrip()
+            last["content"] = last["content"] + instruction
         else:
-            last["content"] = [*last["content"], {"type": "text", "text": instruction.rstrip()}]
+            last["content"] = [*last["content"], {"type": "text", "text": instruction}]
         return messages
 
     def prepare(self, row: Row, loader: ImageLoader | None = None) -> Prepared:
