@@ -99,6 +99,7 @@ def played_without_limit(loop: AgentLoop) -> Trajectory:
 
 RUN = """
 import hashlib, json, os, sys
+import torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_agent_loop import AnyTextCalls, Rows, agent_trainer
@@ -131,6 +132,8 @@ trainer.fit()
 weights = b"".join(p.detach().float().numpy().tobytes() for p in trainer.model.parameters())
 told = {"weights": hashlib.sha256(weights).hexdigest(), "shown": shown, "metrics": trainer._sampled}
 Path(sys.argv[2]).with_name(f"rank-{rank}.json").write_text(json.dumps(told))
+# Its threads may outlive the interpreter otherwise, and abort a process that has done its work.
+torch.distributed.destroy_process_group()
 """
 
 

@@ -194,7 +194,7 @@ def test_isolated_group_rewards(run: Callable[..., RewardRunner]) -> None:
 
 def test_arguments_that_cannot_travel_are_a_failure(run: Callable[..., RewardRunner]) -> None:
     runner = run()
-    table = runner.score([rollout("ok", columns={"f": lambda: 1}), rollout("ok", columns={"text": "x" * (65 << 20)})])
+    table = runner.score([rollout("ok", columns={"f": lambda: 1}), rollout("ok", columns={"text": "x" * (129 << 20)})])
     assert table.failures == {("hostile", "exception"): 2}
     assert "pickle" in table.first_traceback["hostile"].lower()
     assert runner.score([rollout("ok", columns={"text": "x" * (8 << 20)})]).values[0, 0] == 0.2
