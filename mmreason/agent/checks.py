@@ -5,6 +5,8 @@ What enters: a validated `RunConfig` with `agent.tools`. What leaves: problems a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmreason.agent.tools import TOOLS, load_tool_files
 from mmreason.config.explain import suggest_word
 from mmreason.config.schema import RunConfig
@@ -63,12 +65,15 @@ def _oracle_problems(config: RunConfig) -> list[str]:
     needed = TASKS.get(config.task.name).tools
     if not needed:
         return [f"eval.oracle: task {config.task.name} has no oracle with tools; leave it out"]
+    return _missing_tools(config, "eval.oracle", needed)
+
+
+def _missing_tools(config: RunConfig, caller: str, needed: Sequence[str]) -> list[str]:
+    """What to add where an oracle calls tools that the run does not have."""
     missing = [tool for tool in needed if tool not in config.agent.tools]
-    if missing:
-        return [
-            f"eval.oracle calls {', '.join(missing)}: add 'agent.tools=[{','.join([*config.agent.tools, *missing])}]'"
-        ]
-    return []
+    if not missing:
+        return []
+    return [f"{caller} calls {', '.join(missing)}: add 'agent.tools=[{','.join([*config.agent.tools, *missing])}]'"]
 
 
 def _collect_problems(config: RunConfig) -> list[str]:
@@ -84,12 +89,7 @@ def _mixture_problems(config: RunConfig) -> list[str]:
     if config.command != "sft":
         return []
     keys = [parse_mixture_key(key) for phase in config.sft.phases for key in phase.mixture]
-    problems = []
+    problems: list[str] = []
     for name in dict.fromkeys(key.task for key in keys if key.with_tools):
-        missing = [tool for tool in TASKS.get(name).tools if tool not in config.agent.tools]
-        if missing:
-            problems.append(
-                f"sft.phases: {name}/{TOOLS_STYLE} calls {', '.join(missing)}: add "
-                f"'agent.tools=[{','.join([*config.agent.tools, *missing])}]'"
-            )
+        problems += _missing_tools(config, f"sft.phases: {name}/{TOOLS_STYLE}", TASKS.get(name).tools)
     return problems
