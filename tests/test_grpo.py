@@ -268,7 +268,7 @@ def test_reference_of_a_model_in_memory_is_refused(
 
 
 def test_missing_values_are_left_out_of_the_group(
-    make_config: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
+    make_config: Callable[..., Any], make_trainer: Callable[..., Any], vowels_file: str, tmp_path: Path
 ) -> None:
     body = (
         "def sometimes(completion: str) -> float | None:\n"
@@ -277,7 +277,10 @@ def test_missing_values_are_left_out_of_the_group(
     )
     file = reward_file(tmp_path / "sometimes.py", body)
     trainer = make_trainer(
-        make_config(reward={"files": (file,), "sometimes": {"weight": 1.0}, "vowels": None}, rollout={"group_size": 8})
+        make_config(
+            reward={"files": (vowels_file, file), "sometimes": {"weight": 1.0}, "vowels": None},
+            rollout={"group_size": 8},
+        )
     )
     trainer.fit()
     records = list(read_rollouts(trainer.folder.rollouts))
@@ -403,6 +406,13 @@ def test_a_prompt_is_prepared_once_for_its_group(
     assert set(prepared.values()) == {1}
 
 
+class NothingOpens:
+    """A loader of pictures that are all broken."""
+
+    def open(self, path: str) -> Image.Image:
+        raise ImageError(f"{path}: unreadable")
+
+
 def test_bad_rows_are_replaced_and_counted_or_raise(make_config: Callable[..., Any]) -> None:
     from mmreason.policy.policy import Policy
 
@@ -413,12 +423,8 @@ def test_bad_rows_are_replaced_and_counted_or_raise(make_config: Callable[..., A
                 return Row(good.id, good.messages, ("gone.png",), good.target)
             return good
 
-    class Loader:
-        def open(self, path: str) -> Image.Image:
-            raise ImageError(f"{path}: unreadable")
-
     policy = Policy.load(make_config().model, device="cpu")
-    loader: Any = Loader()
+    loader: Any = NothingOpens()
     rows = TrainingRows(BadFrom(made_rows(9), 0), policy, loader, on_bad_row="skip")
     assert [rows.prepared(p).row.id for p in (1, 2, 3, 4)] == ["row/1", "row/4", "row/4", "row/4"]
     assert list(rows.skipped) == ["row/2", "row/3"]
@@ -436,12 +442,8 @@ def test_a_hidden_picture_that_cannot_be_opened_costs_its_row_only(make_config: 
             hidden = {"hidden": {"page 1": "gone.png"}} if position == 1 else {}
             return Row(good.id, good.messages, good.images, good.target, columns=hidden)
 
-    class Loader:
-        def open(self, path: str) -> Image.Image:
-            raise ImageError(f"{path}: unreadable")
-
     policy = Policy.load(make_config().model, device="cpu")
-    loader: Any = Loader()
+    loader: Any = NothingOpens()
     rows = TrainingRows(Second(made_rows(9), 0), policy, loader, on_bad_row="skip")
     assert [rows.prepared(p).row.id for p in (0, 1, 2)] == ["row/0", "row/2", "row/2"]
     source = Second(made_rows(9), 0)
